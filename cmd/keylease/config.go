@@ -1,0 +1,266 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/knadh/koanf/parsers/yaml"
+	"github.com/knadh/koanf/providers/confmap"
+	"github.com/knadh/koanf/providers/env/v2"
+	"github.com/knadh/koanf/providers/structs"
+	"github.com/knadh/koanf/v2"
+	"github.com/rs/zerolog"
+
+	"keylease/internal/strictyaml"
+	"keylease/internal/ttl"
+	"keylease/server"
+)
+
+// Config is all there is to configure. Each layer overrides the one before: the defaults, keylease.yaml, KEYLEASE_*
+// variables (LOG__LEVEL for log.level), flags. Paths in the file may begin with ~/ and are otherwise relative to the
+// file's folder.
+type Config struct {
+	HTTP           string    `koanf:"http" yaml:"http"`                     // address of /mcp and /sse, or "off"
+	AllowedOrigins []string  `koanf:"allowedOrigins" yaml:"allowedOrigins"` // web pages that may call, as in https://tools.example; none by default
+	Data           string    `koanf:"data" yaml:"data"`                     // folder that holds the store
+	RootKeyFile    string    `koanf:"rootKeyFile" yaml:"rootKeyFile"`       // "": where it was when the store was made, else root.key beside this file
+	PolicyFile     string    `koanf:"policyFile" yaml:"policyFile"`         // "": policy.yaml beside this file
+	Log            LogConfig `koanf:"log" yaml:"log"`
+	Grace          string    `koanf:"grace" yaml:"grace"`       // how long leases outlive the session they were taken in
+	IdleStop       string    `koanf:"idleStop" yaml:"idleStop"` // how long a daemon that was started automatically stays with nothing to do
+}
+
+// LogConfig is about the daemon's log on stderr.
+type LogConfig struct {
+	Level string `koanf:"level" yaml:"level"` // debug, info, warn or error
+}
+
+func defaults() Config {
+	return Config{HTTP: "127.0.0.1:8700", AllowedOrigins: []string{}, Log: LogConfig{Level: "info"}, Grace: "1m", IdleStop: "30m"}
+}
+
+// flags are those of all commands, and those that override Config.
+type flags struct {
+	config, socket      string
+	data, http, rootKey string
+}
+
+// settings is Config understood: what a command works with.
+type settings struct {
+	Config
+	paths           server.Paths
+	home            string
+	configFile      string
+	explicitKey     bool // the root key's file was named by a flag, the environment or keylease.yaml
+	grace, idleStop time.Duration
+	level           zerolog.Level
+}
+
+// notConfig are the variables that are read elsewhere, or by the daemon that a store's key source makes read them.
+var notConfig = [...]string{"KEYLEASE_TOKEN", "KEYLEASE_AS", "KEYLEASE_SOCKET", "KEYLEASE_ROOT_KEY"}
+
+// settings reads the configuration. Of an environment that is not the operator's own (useEnv false: a relay's comes
+// from an MCP client's project file, a daemon's may be anybody's) nothing is taken.
+func (a *app) settings(useEnv bool) (settings, error) {
+	home, err := homeFolder(a.env)
+	if err != nil {
+		return settings{}, err
+	}
+	s := settings{home: home}
+	file, err := configFile(a.flags.config, home)
+	if err != nil {
+		return s, err
+	}
+	s.configFile, s.paths.Config = file, filepath.Dir(file)
+	k := koanf.New(".")
+	if err := k.Load(structs.Provider(defaults(), "koanf"), nil); err != nil {
+		return s, fmt.Errorf("setting the defaults: %w", err)
+	}
+	if err := loadFile(k, file, a.flags.config != ""); err != nil {
+		return s, err
+	}
+	fromFile := func(p string) (string, error) { return resolve(p, home, s.paths.Config) }
+	for _, key := range []string{"data", "rootKeyFile", "policyFile"} {
+		path, err := fromFile(k.String(key))
+		if err != nil {
+			return s, usagef("", "%s: %s: %s", file, key, err)
+		}
+		_ = k.Set(key, path)
+	}
+	if useEnv {
+		if err := a.loadEnv(k, home); err != nil {
+			return s, err
+		}
+	}
+	if err := a.loadFlags(k); err != nil {
+		return s, err
+	}
+	if err := k.Unmarshal("", &s.Config); err != nil {
+		return s, usagef("", "the configuration does not fit together: %s", err)
+	}
+	return s, s.understand(a.flags.socket)
+}
+
+func (s *settings) understand(socket string) (err error) {
+	s.explicitKey = s.RootKeyFile != ""
+	if s.Data == "" {
+		s.Data = defaultData(s.home)
+	}
+	if s.PolicyFile == "" {
+		s.PolicyFile = filepath.Join(s.paths.Config, "policy.yaml")
+	}
+	s.paths.Data = s.Data
+	if s.paths.Socket, err = absolute(socket); err != nil {
+		return err
+	}
+	if s.grace, err = ttl.Parse(s.Grace); err != nil {
+		return usagef("", "grace: %s", err)
+	}
+	if s.idleStop, err = ttl.Parse(s.IdleStop); err != nil {
+		return usagef("", "idleStop: %s", err)
+	}
+	levels := []string{"debug", "info", "warn", "error"}
+	if !slices.Contains(levels, s.Log.Level) {
+		return usagef("", "log.level must be one of %s", strings.Join(levels, ", "))
+	}
+	s.level, err = zerolog.ParseLevel(s.Log.Level)
+	return err
+}
+
+// bytesProvider is a file that was read and checked already.
+type bytesProvider []byte
+
+func (b bytesProvider) ReadBytes() ([]byte, error) { return b, nil }
+func (b bytesProvider) Read() (map[string]any, error) {
+	return nil, errors.New("a file is read as bytes")
+}
+
+// loadFile adds keylease.yaml, if it is there. One that was named and is not there is a mistake, unless only its
+// folder was meant.
+func loadFile(k *koanf.Koanf, file string, named bool) error {
+	data, err := readTrusted(file, strictyaml.MaxSize+1, 0o022)
+	if errors.Is(err, fs.ErrNotExist) && (!named || filepath.Base(file) == "keylease.yaml") {
+		return nil
+	}
+	if err != nil {
+		return usagef("", "reading the configuration: %s", err)
+	}
+	var check Config
+	if err := strictyaml.Decode(file, data, &check); err != nil {
+		return err
+	}
+	return k.Load(bytesProvider(data), yaml.Parser())
+}
+
+// loadEnv adds KEYLEASE_*. A variable that means nothing is refused: it was meant to mean something.
+func (a *app) loadEnv(k *koanf.Koanf, home string) error {
+	known := map[string]string{}
+	for _, key := range k.Keys() {
+		known[strings.ToLower(key)] = key
+	}
+	var fault error
+	err := k.Load(env.Provider(".", env.Opt{Prefix: "KEYLEASE_", EnvironFunc: a.environ, TransformFunc: func(name, value string) (string, any) {
+		if slices.Contains(notConfig[:], name) {
+			return "", nil
+		}
+		flat := strings.ReplaceAll(strings.TrimPrefix(name, "KEYLEASE_"), "__", ".")
+		key, ok := known[strings.ToLower(strings.ReplaceAll(flat, "_", ""))]
+		if !ok {
+			fault = usagef(nearestVariable(name, known), "the environment holds %s, which keylease does not know", terminal(name))
+			return "", nil
+		}
+		switch key {
+		case "allowedOrigins":
+			return key, strings.Split(value, ",")
+		case "data", "rootKeyFile", "policyFile":
+			path, err := resolve(value, home, "")
+			if err != nil {
+				fault = usagef("", "%s: %s", name, err)
+			}
+			return key, path
+		}
+		return key, value
+	}}), nil)
+	return errors.Join(fault, err)
+}
+
+func nearestVariable(name string, known map[string]string) string {
+	names := notConfig[:]
+	for _, key := range known {
+		names = append(names, "KEYLEASE_"+strings.ToUpper(strings.ReplaceAll(key, ".", "__")))
+	}
+	if near := strictyaml.Nearest(name, names); near != "" {
+		return "did you mean " + near + "?"
+	}
+	return "unset it"
+}
+
+func (a *app) loadFlags(k *koanf.Koanf) error {
+	set := map[string]any{}
+	for key, path := range map[string]string{"data": a.flags.data, "rootKeyFile": a.flags.rootKey} {
+		if path == "" {
+			continue
+		}
+		abs, err := absolute(path)
+		if err != nil {
+			return err
+		}
+		set[key] = abs
+	}
+	if a.flags.http != "" {
+		set["http"] = a.flags.http
+	}
+	return k.Load(confmap.Provider(set, "."), nil)
+}
+
+// configFile returns the path of keylease.yaml. Naming a folder means the file in it.
+func configFile(named, home string) (string, error) {
+	if named == "" {
+		return filepath.Join(home, ".config", "keylease", "keylease.yaml"), nil
+	}
+	path, err := absolute(named)
+	if err != nil {
+		return "", err
+	}
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return filepath.Join(path, "keylease.yaml"), nil
+	}
+	return path, nil
+}
+
+// resolve makes a path absolute: ~/ is home, and all else is relative to base. Without a base it must be absolute:
+// nothing is looked up in the working directory unless it was typed on the command line.
+func resolve(path, home, base string) (string, error) {
+	switch {
+	case path == "" || filepath.IsAbs(path):
+	case strings.HasPrefix(path, "~/"):
+		path = filepath.Join(home, path[2:])
+	case base == "":
+		return "", errors.New("the path must be absolute or begin with ~/")
+	default:
+		path = filepath.Join(base, path)
+	}
+	if path == "" {
+		return "", nil
+	}
+	return filepath.Clean(path), nil
+}
+
+func absolute(path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", fmt.Errorf("finding out the working directory: %w", err)
+	}
+	return abs, nil
+}
+
+func defaultData(home string) string { return filepath.Join(home, ".local", "share", "keylease") }

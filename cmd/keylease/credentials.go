@@ -1,0 +1,226 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"keylease/internal/identity"
+	"keylease/internal/lease"
+	"keylease/internal/ttl"
+	"keylease/policy"
+	"keylease/server"
+)
+
+func (a *app) putCommand() *cobra.Command {
+	var typ, def, limit string
+	var meta, allow []string
+	var leases int
+	c := &cobra.Command{Use: "put NAME", Short: "Store a credential; its value comes from a prompt or stdin", Args: exactly("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			item := server.CredentialItem{Name: args[0], Type: typ, HasValue: true}
+			var err error
+			if item.Metadata, err = metadata(meta); err != nil {
+				return err
+			}
+			if item.Policy, err = credentialPolicy(def, limit, leases, allow); err != nil {
+				return err
+			}
+			if item.Value, err = a.readValue(cmd.Context(), "value of "+terminal(args[0])); err != nil {
+				return err
+			}
+			defer clear(item.Value)
+			return a.changed(func(c *server.AdminClient) (lease.CredentialInfo, error) { return c.Put(cmd.Context(), item) }, "stored")
+		}}
+	f := c.Flags()
+	f.SortFlags = false
+	f.StringVar(&typ, "type", "api-key", "api-key or generic-secret")
+	f.StringArrayVar(&meta, "meta", nil, "KEY=VALUE that may be shown to agents; repeat it for more")
+	f.StringVar(&def, "ttl", "", "default length of a lease, as in 30m")
+	f.StringVar(&limit, "max-ttl", "", "longest lease (default 1h)")
+	f.IntVar(&leases, "max-leases", 0, "live leases at a time, over all holders (default no limit)")
+	f.StringArrayVar(&allow, "allow", nil, "agent that may lease it, as a name or a pattern such as \"ide-*\" (default all); repeat it for more")
+	return c
+}
+
+func metadata(pairs []string) (map[string]string, error) {
+	m := map[string]string{}
+	for _, p := range pairs {
+		k, v, ok := strings.Cut(p, "=")
+		if !ok || k == "" {
+			return nil, usagef("write --meta service=openai", "--meta takes KEY=VALUE")
+		}
+		if _, twice := m[k]; twice {
+			return nil, usagef("", "--meta gives %q twice", k)
+		}
+		m[k] = v
+	}
+	return m, nil
+}
+
+func credentialPolicy(def, limit string, leases int, allow []string) (p policy.CredentialPolicy, err error) {
+	if p.DefaultLeaseTTL, err = optionalTTL("--ttl", def); err != nil {
+		return p, err
+	}
+	if p.MaxLeaseTTL, err = optionalTTL("--max-ttl", limit); err != nil {
+		return p, err
+	}
+	if leases < 0 {
+		return p, usagef("", "--max-leases can't be negative")
+	}
+	p.MaxLeases = leases
+	for _, name := range allow {
+		if err := policy.CheckGlob(name, "._@+:/-"); err != nil {
+			return p, usagef("", "--allow: %s", err)
+		}
+		p.AllowedIdentities = append(p.AllowedIdentities, policy.Matcher{Type: identity.Agent, Name: name})
+	}
+	return p, nil
+}
+
+func (a *app) rotateCommand() *cobra.Command {
+	var revokeLeases bool
+	c := &cobra.Command{Use: "rotate NAME", Short: "Give a credential a new value, from a prompt or stdin; live leases keep the old one", Args: exactly("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			value, err := a.readValue(cmd.Context(), "new value of "+terminal(args[0]))
+			if err != nil {
+				return err
+			}
+			defer clear(value)
+			return a.changed(func(c *server.AdminClient) (lease.CredentialInfo, error) {
+				return c.Rotate(cmd.Context(), args[0], value, revokeLeases)
+			}, "rotated")
+		}}
+	c.Flags().BoolVar(&revokeLeases, "revoke-leases", false, "end the leases on the old value now")
+	return c
+}
+
+func (a *app) revokeCommand() *cobra.Command {
+	return &cobra.Command{Use: "revoke NAME", Short: "Lend a credential no more and end its leases", Args: exactly("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.changed(func(c *server.AdminClient) (lease.CredentialInfo, error) {
+				return c.RevokeCredential(cmd.Context(), args[0])
+			}, "revoked")
+		}}
+}
+
+// changed does something to one credential and says how it is now.
+func (a *app) changed(do func(*server.AdminClient) (lease.CredentialInfo, error), what string) error {
+	return a.withAdmin(func(c *server.AdminClient) error {
+		info, err := do(c)
+		if err != nil {
+			return err
+		}
+		return a.print(info, func(w io.Writer) {
+			fmt.Fprintf(w, "%s %s: version %d", what, terminal(info.Name), info.Version)
+			if old := olderVersions(info); old > 0 && info.LeasesInUse > 0 {
+				fmt.Fprintf(w, "; an older value is still on loan and is destroyed when its last lease ends")
+			}
+			fmt.Fprintln(w)
+		})
+	})
+}
+
+func olderVersions(i lease.CredentialInfo) (n int) {
+	for _, v := range i.Versions {
+		if v.State == "rotated" {
+			n++
+		}
+	}
+	return n
+}
+
+func (a *app) rmCommand() *cobra.Command {
+	return &cobra.Command{Use: "rm NAME", Short: "Forget a credential: its leases end, its values are destroyed", Args: exactly("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withAdmin(func(c *server.AdminClient) error {
+				if err := c.Remove(cmd.Context(), args[0]); err != nil {
+					return err
+				}
+				return a.print(map[string]string{"removed": args[0]}, func(w io.Writer) { fmt.Fprintf(w, "removed %s\n", args[0]) })
+			})
+		}}
+}
+
+func (a *app) lsCommand() *cobra.Command {
+	var match string
+	c := &cobra.Command{Use: "ls", Short: "List the credentials", Args: exactly(), RunE: func(cmd *cobra.Command, _ []string) error {
+		return a.withAdmin(func(c *server.AdminClient) error {
+			list, err := c.Credentials(cmd.Context(), match)
+			if err != nil {
+				return err
+			}
+			return a.print(map[string]any{"credentials": list}, func(w io.Writer) {
+				rows := make([][]string, len(list))
+				for i, c := range list {
+					rows[i] = []string{c.Name, c.Type, state(c), strconv.Itoa(c.Version), inUse(c), pairs(c.Metadata)}
+				}
+				table(w, "no credentials; keylease put NAME stores one", "NAME TYPE STATE VERSION LEASES METADATA", rows)
+			})
+		})
+	}}
+	c.Flags().StringVar(&match, "match", "", "only names that match this pattern")
+	return c
+}
+
+func (a *app) showCommand() *cobra.Command {
+	return &cobra.Command{Use: "show NAME", Short: "Show a credential, without its value", Args: exactly("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withAdmin(func(c *server.AdminClient) error {
+				info, err := c.Credential(cmd.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				return a.print(info, func(w io.Writer) { describe(w, info) })
+			})
+		}}
+}
+
+func describe(w io.Writer, c lease.CredentialInfo) {
+	rows := [][]string{{"type", c.Type}, {"state", state(c)}, {"metadata", pairs(c.Metadata)}, {"leases", inUse(c)},
+		{"policy", policyText(c.Policy)}, {"stored", moment(c.CreatedAt)}, {"changed", moment(c.UpdatedAt)}}
+	for _, v := range c.Versions {
+		rows = append(rows, []string{"version " + strconv.Itoa(v.Version), v.State + ", since " + moment(v.CreatedAt)})
+	}
+	table(w, "", "name "+c.Name, rows)
+}
+
+func state(c lease.CredentialInfo) string {
+	if c.RotationDue {
+		return c.State + " (rotation due)"
+	}
+	return c.State
+}
+
+func inUse(c lease.CredentialInfo) string {
+	if c.Policy.MaxLeases > 0 {
+		return fmt.Sprintf("%d of %d", c.LeasesInUse, c.Policy.MaxLeases)
+	}
+	return strconv.Itoa(c.LeasesInUse)
+}
+
+func policyText(p policy.CredentialPolicy) string {
+	var parts []string
+	if p.DefaultLeaseTTL > 0 {
+		parts = append(parts, "for "+ttl.Format(p.DefaultLeaseTTL))
+	}
+	if p.MaxLeaseTTL > 0 {
+		parts = append(parts, "at most "+ttl.Format(p.MaxLeaseTTL))
+	}
+	for _, m := range p.AllowedIdentities {
+		parts = append(parts, string(m.Type)+" "+m.Name+m.Email)
+	}
+	for _, d := range p.Delivery {
+		parts = append(parts, "as "+string(d))
+	}
+	if p.Approval != "" && p.Approval != policy.None {
+		parts = append(parts, "approved by "+string(p.Approval))
+	}
+	if p.KeepOnDisconnect {
+		parts = append(parts, "kept on disconnect")
+	}
+	return strings.Join(parts, ", ")
+}

@@ -1,0 +1,227 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"keylease/policy"
+	"keylease/server"
+)
+
+const (
+	demoTime  = 30 * time.Second // far more than it takes
+	demoName  = "openai-demo"
+	demoFirst = "sk-fake-demo-first"
+	demoNext  = "sk-fake-demo-second"
+)
+
+func (a *app) demoCommand() *cobra.Command {
+	return &cobra.Command{Use: "demo", Short: "Tell the whole story with a fake key in a temporary folder", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if runtime.GOOS == "windows" {
+				return server.ErrUnsupported
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), demoTime)
+			defer cancel()
+			return spoken(a.demo(ctx))
+		}}
+}
+
+// demo plays both the operator and an agent against a daemon and a relay of its own, which are the real ones.
+func (a *app) demo(ctx context.Context) (err error) {
+	home, err := os.MkdirTemp("", "keylease-demo-")
+	if err != nil {
+		return fmt.Errorf("making a temporary folder: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(home)) }()
+	s := settings{home: home, configFile: filepath.Join(home, "config", "keylease.yaml"),
+		paths: server.Paths{Data: filepath.Join(home, "data"), Config: filepath.Join(home, "config")}}
+	s.Data, s.PolicyFile = s.paths.Data, filepath.Join(s.paths.Config, "policy.yaml")
+	start, err := a.daemonStart(s)
+	if err != nil {
+		return err
+	}
+	admin := server.NewAdminClient(server.DialOptions{Paths: s.paths, Version: version(), AutoStart: true, Start: start})
+	d := &demo{app: a, admin: admin, start: start, s: s}
+	defer func() { err = errors.Join(err, d.stop()) }()
+	return d.tell(ctx)
+}
+
+type demo struct {
+	*app
+	admin *server.AdminClient
+	start server.Start
+	s     settings
+	agent *agent
+	made  initialised
+}
+
+func (d *demo) tell(ctx context.Context) error {
+	var err error
+	d.chapter("You begin. (Everything here is made up, the keys too, and lives in a temporary folder.)")
+	d.operator("keylease init")
+	if d.made, err = d.makeStore(d.s); err != nil {
+		return err
+	}
+	fmt.Fprintf(d.out, "  a root key, a store, a policy file with two rules; the trail is signed by %s\n", d.made.Fingerprint)
+	d.chapter("You store a key.")
+	d.operator("keylease put " + demoName + " --ttl 15m --max-ttl 4h --max-leases 2")
+	_, err = d.admin.Put(ctx, server.CredentialItem{Name: demoName, Type: "api-key", Value: []byte(demoFirst), HasValue: true,
+		Metadata: map[string]string{"service": "openai", "environment": "development"},
+		Policy:   policy.CredentialPolicy{DefaultLeaseTTL: 15 * time.Minute, MaxLeaseTTL: 4 * time.Hour, MaxLeases: 2}})
+	if err != nil {
+		return err
+	}
+	relay := exec.CommandContext(ctx, d.start.Exe, "mcp", "--as", "demo-agent", "--data", d.s.Data, "--config", d.s.configFile)
+	relay.Env = d.start.Env
+	if d.agent, err = newAgent(relay); err != nil {
+		return err
+	}
+	defer d.agent.leave()
+	for _, act := range []func(context.Context) error{d.lend, d.limits, d.rotation, d.goodbye} {
+		if err := act(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *demo) lend(ctx context.Context) error {
+	d.chapter("An agent starts keylease mcp and looks at what it may lease.")
+	if _, err := d.call("list_credentials", map[string]any{}); err != nil {
+		return err
+	}
+	d.chapter("It leases the key for a day. A day is too long, so it gets four hours.")
+	d.note("The value is in the answer, and so in the model's context: that is what delivery value means.")
+	if _, err := d.lease("24h", "summarise the test failures"); err != nil {
+		return err
+	}
+	d.chapter("You can see who holds it.")
+	d.operator("keylease leases")
+	leases, err := d.admin.Leases(ctx, "", "")
+	if err != nil {
+		return err
+	}
+	leaseTable(d.out, leases, time.Now())
+	return nil
+}
+
+func (d *demo) limits(context.Context) error {
+	d.chapter("A second lease is the last there is; the third is refused, and the agent is told which ones are its own.")
+	second, err := d.lease("10m", "second thoughts")
+	if err != nil {
+		return err
+	}
+	if _, err := d.lease("10m", "third time lucky"); err == nil {
+		return errors.New("the third lease should have been refused")
+	}
+	d.chapter("So it renews the one it has, then gives it back.")
+	if _, err := d.call("lease_credential", map[string]any{"lease_id": second, "ttl": "30m"}); err != nil {
+		return err
+	}
+	_, err = d.call("release_lease", map[string]any{"lease_id": second})
+	return err
+}
+
+func (d *demo) rotation(ctx context.Context) error {
+	d.chapter("You rotate the key while it is on loan: the old lease keeps the old value, a new one gets the new.")
+	d.operator("keylease rotate " + demoName)
+	info, err := d.admin.Rotate(ctx, demoName, []byte(demoNext), false)
+	if err != nil {
+		return err
+	}
+	for _, v := range info.Versions {
+		fmt.Fprintf(d.out, "  version %d: %s\n", v.Version, v.State)
+	}
+	_, err = d.lease("15m", "go on with the new key")
+	return err
+}
+
+func (d *demo) goodbye(ctx context.Context) error {
+	d.chapter("You take everything back. (What an agent was shown, only rotation at the service takes back.)")
+	d.operator("keylease revoke-leases --all")
+	n, err := d.admin.RevokeLeases(ctx, server.LeaseFilter{All: true})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(d.out, "  revoked %s\n", plural(n, "lease"))
+	d.chapter("All of it is in the trail, which nobody can edit unseen.")
+	d.operator("keylease audit")
+	if err := d.admin.Entries(ctx, server.EntryQuery{}, func(e []byte) error { return writeEntry(d.out, e) }); err != nil {
+		return err
+	}
+	d.operator("keylease audit verify --key " + d.made.Fingerprint)
+	r, err := d.admin.Verify(ctx, d.made.Fingerprint)
+	if err != nil {
+		return err
+	}
+	verified(d.out, r)
+	if err := verdict(r, d.made.Fingerprint); err != nil {
+		return err
+	}
+	fmt.Fprintln(d.out, "\nThat is all. To begin: keylease init")
+	return nil
+}
+
+func (d *demo) lease(howLong, purpose string) (id string, err error) {
+	return d.call("lease_credential", map[string]any{"credential": demoName, "ttl": howLong, "purpose": purpose})
+}
+
+// call is one tool call, shown as the agent sends and sees it. It returns the lease that the answer is about.
+func (d *demo) call(tool string, args map[string]any) (leaseID string, err error) {
+	sent, err := json.Marshal(args)
+	if err != nil {
+		return "", err
+	}
+	fmt.Fprintf(d.out, "  agent sends  %s %s\n", tool, sent)
+	answer, failed, err := d.agent.call(tool, args)
+	if err != nil {
+		return "", err
+	}
+	fmt.Fprintf(d.out, "  agent sees   %s\n", terminal(string(answer)))
+	var got struct {
+		LeaseID string `json:"lease_id"`
+	}
+	if err := json.Unmarshal(answer, &got); err != nil {
+		return "", fmt.Errorf("reading the answer of %s: %w", tool, err)
+	}
+	if failed {
+		return "", fmt.Errorf("%s was refused", tool)
+	}
+	return got.LeaseID, nil
+}
+
+func (d *demo) chapter(text string)  { fmt.Fprintf(d.out, "\n%s\n", text) }
+func (d *demo) note(text string)     { fmt.Fprintf(d.out, "  (%s)\n", text) }
+func (d *demo) operator(line string) { fmt.Fprintf(d.out, "  $ %s\n", line) }
+
+// stop ends the daemon that was started here and waits until its folder is free.
+func (d *demo) stop() error {
+	defer d.admin.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	status, err := d.admin.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if err := d.admin.Handover(ctx); err != nil {
+		return err
+	}
+	d.admin.Close()
+	for ctx.Err() == nil {
+		if !alive(status.PID) {
+			return nil
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return fmt.Errorf("the daemon (process %d) did not stop in time", status.PID)
+}

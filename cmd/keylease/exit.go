@@ -1,0 +1,127 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"keylease/internal/lease"
+	"keylease/internal/strictyaml"
+	"keylease/server"
+	"keylease/store"
+)
+
+// The exit codes are part of the contract: scripts branch on them.
+const (
+	exitOK          = 0
+	exitError       = 1
+	exitUsage       = 2 // a command line, or a file it names, that can't be understood
+	exitNotFound    = 3
+	exitDenied      = 4
+	exitSealed      = 6 // no root key, or not the one of this store
+	exitUnreachable = 7 // no daemon, or one that can't be trusted
+	exitConflict    = 8 // it exists already, is held by another process, or a port is in use
+	exitIntegrity   = 9
+)
+
+// told is an error with the code and the remedy that go with it.
+type told struct {
+	code int
+	hint string
+	err  error
+}
+
+func (t *told) Error() string { return t.err.Error() }
+func (t *told) Unwrap() error { return t.err }
+
+func fail(code int, hint, format string, args ...any) error {
+	return &told{code, hint, fmt.Errorf(format, args...)}
+}
+
+func usagef(hint, format string, args ...any) error { return fail(exitUsage, hint, format, args...) }
+
+// exit prints err in the voice of the terminal and returns the code to leave with.
+func (a *app) exit(err error) int {
+	if err == nil {
+		return exitOK
+	}
+	code, hint := classify(err)
+	for line := range strings.Lines(strings.TrimRight(err.Error(), "\n")) {
+		a.sayf("keylease: error: %s", terminal(strings.TrimRight(line, "\n")))
+	}
+	if hint != "" {
+		a.sayf("keylease: hint: %s", terminal(hint))
+	}
+	return code
+}
+
+func (a *app) sayf(format string, args ...any) { fmt.Fprintf(a.err, format+"\n", args...) }
+
+// classify is the one place that gives errors their exit code and, where nobody nearer did, their remedy.
+func classify(err error) (code int, hint string) {
+	var (
+		t       *told
+		refusal *refused
+		start   *server.StartError
+		running *server.RunningError
+		port    *server.PortError
+		faults  strictyaml.Faults
+	)
+	switch {
+	case errors.As(err, &t):
+		return t.code, t.hint
+	case errors.As(err, &refusal):
+		return codeOf(refusal.Code), refusal.Hint
+	case errors.As(err, &faults):
+		return exitUsage, ""
+	case errors.As(err, &running):
+		return exitConflict, "stop that one first, or use it: every keylease command already does"
+	case errors.As(err, &port):
+		return exitConflict, "choose another with --http 127.0.0.1:PORT, or turn it off with --http off"
+	case errors.As(err, &start): // its words are the daemon's own, hint included
+		if start.Code > exitOK {
+			return start.Code, ""
+		}
+		return exitUnreachable, "keylease serve in a terminal shows more"
+	case errors.Is(err, store.ErrLocked):
+		return exitConflict, "one daemon per data folder: stop the other, or choose another folder with --data"
+	case errors.Is(err, store.ErrWrongKey):
+		return exitSealed, "nothing was changed: bring the key that this store was made with"
+	case errors.Is(err, store.ErrIntegrity):
+		return exitIntegrity, "nothing is lent until the folder is restored from a backup"
+	case errors.Is(err, store.ErrNoStore):
+		return exitNotFound, "keylease init makes one"
+	case errors.Is(err, store.ErrFolder), errors.Is(err, server.ErrUntrusted):
+		return exitUnreachable, "the folder and its socket must be yours alone (chmod 700)"
+	case errors.Is(err, server.ErrUnreachable):
+		return exitUnreachable, ""
+	}
+	return exitError, ""
+}
+
+func codeOf(c lease.Code) int {
+	switch c {
+	case lease.InvalidArgument:
+		return exitUsage
+	case lease.NotFound, lease.NotAvailable:
+		return exitNotFound
+	case server.CodeDenied, lease.Unauthenticated:
+		return exitDenied
+	case lease.Conflict:
+		return exitConflict
+	}
+	return exitError
+}
+
+// refused is a Refusal as a terminal reads it: its message without the code.
+type refused struct{ *lease.Refusal }
+
+func (r *refused) Error() string { return r.Message }
+
+// spoken turns a Refusal in err's chain into words for a terminal.
+func spoken(err error) error {
+	if r := lease.AsRefusal(err); r != nil {
+		return &refused{r}
+	}
+	return err
+}

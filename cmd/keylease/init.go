@@ -1,0 +1,110 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"runtime"
+
+	"github.com/rs/zerolog"
+	"github.com/spf13/cobra"
+
+	"keylease/server"
+)
+
+// firstPolicy is what init writes: one rule that is in force, and another to be taken as a pattern.
+const firstPolicy = `# Who may lease what. Changes hold from the next call on; check them first: keylease policy check
+version: 1
+defaults: {defaultLeaseTTL: 15m}
+rules:
+  - name: agents on this machine use everything but production
+    identities: ["*"]
+    credentials: ["*"]
+    maxLeases: 10 # held by one identity at a time
+    maxLeaseTTL: 4h
+  - name: nobody leases production keys
+    credentials: ["*-prod"]
+    effect: deny # deny beats allow, wherever it stands
+`
+
+func (a *app) initCommand() *cobra.Command {
+	c := &cobra.Command{Use: "init", Short: "Make the root key, the store and a first policy file", Args: exactly(),
+		RunE: func(*cobra.Command, []string) error { return a.init() }}
+	c.Flags().StringVar(&a.flags.rootKey, "root-key-file", "", "where the root key is, or is to be made (default root.key beside the configuration)")
+	return c
+}
+
+func (a *app) init() error {
+	if runtime.GOOS == "windows" {
+		return server.ErrUnsupported
+	}
+	s, err := a.settings(true)
+	if err != nil {
+		return err
+	}
+	harden()
+	made, err := a.makeStore(s)
+	if err != nil {
+		return err
+	}
+	return a.print(made, func(w io.Writer) { made.tell(w, s.reach()) })
+}
+
+// makeStore makes everything that a daemon needs, and refuses where any of it exists that could be meant to stay.
+func (a *app) makeStore(s settings) (initialised, error) {
+	source, create, err := a.keySource(s)
+	if err != nil {
+		return initialised{}, err
+	}
+	if !create {
+		return initialised{}, fail(exitConflict, "use it, or choose another folder with --data and --config", "there is a store in %s already", s.Data)
+	}
+	if _, err := os.Lstat(s.PolicyFile); err == nil {
+		return initialised{}, policyExists(s.PolicyFile)
+	}
+	if err := os.MkdirAll(s.Data, 0o700); err != nil {
+		return initialised{}, fmt.Errorf("making the data folder: %w", err)
+	}
+	st, err := a.openStore(s, source, true, true, zerolog.Nop())
+	if err != nil {
+		return initialised{}, err
+	}
+	made := initialised{Fingerprint: st.Fingerprint(), KeySource: source, Config: s.paths.Config, Data: s.Data, PolicyFile: s.PolicyFile}
+	made.KeyFile, _ = keyPath(source, s)
+	err = writeNew(s.PolicyFile, []byte(firstPolicy))
+	if errors.Is(err, fs.ErrExist) {
+		err = policyExists(s.PolicyFile)
+	}
+	return made, errors.Join(err, st.Close())
+}
+
+func policyExists(path string) error {
+	return fail(exitConflict, "move it away, or run keylease serve, which takes it as it is", "there is a policy file %s already", path)
+}
+
+// initialised is what init made.
+type initialised struct {
+	Fingerprint string `json:"fingerprint"`
+	KeySource   string `json:"key_source"`
+	KeyFile     string `json:"key_file,omitempty"`
+	Config      string `json:"config"`
+	Data        string `json:"data"`
+	PolicyFile  string `json:"policy_file"`
+}
+
+func (i initialised) tell(w io.Writer, reach string) {
+	if i.KeyFile != "" {
+		fmt.Fprintf(w, "root key     %s (keep a copy elsewhere: without it nothing can be read)\n", i.KeyFile)
+	} else {
+		fmt.Fprintf(w, "root key     from %s\n", keyEnv)
+	}
+	fmt.Fprintf(w, "store        %s\n", i.Data)
+	fmt.Fprintf(w, "policy       %s\n", i.PolicyFile)
+	fmt.Fprintf(w, "fingerprint  %s (note it: keylease audit verify --key … checks the trail against it)\n", i.Fingerprint)
+	fmt.Fprintf(w, "next:\n")
+	fmt.Fprintf(w, "  keylease put openai-dev%s\n", reach)
+	fmt.Fprintf(w, "  claude mcp add keylease -- keylease mcp%s\n", reach)
+	fmt.Fprintf(w, "  keylease leases%s\n", reach)
+}

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"keylease/internal/identity"
+	"keylease/internal/lease"
+	"keylease/internal/ttl"
+	"keylease/server"
+)
+
+// optionalTTL reads a flag's duration; 0 where it was not given.
+func optionalTTL(flag, s string) (time.Duration, error) {
+	if s == "" {
+		return 0, nil
+	}
+	d, err := ttl.Parse(s)
+	if err != nil {
+		return 0, usagef("", "%s: %s", flag, err)
+	}
+	return d, nil
+}
+
+func (a *app) leasesCommand() *cobra.Command {
+	var who, what string
+	c := &cobra.Command{Use: "leases", Short: "List the live leases: who holds what, until when and why", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withAdmin(func(c *server.AdminClient) error {
+				list, err := c.Leases(cmd.Context(), who, what)
+				if err != nil {
+					return err
+				}
+				return a.print(map[string]any{"leases": list}, func(w io.Writer) { leaseTable(w, list, time.Now()) })
+			})
+		}}
+	c.Flags().StringVar(&who, "identity", "", "only those of this identity")
+	c.Flags().StringVar(&what, "credential", "", "only those on this credential")
+	return c
+}
+
+func leaseTable(w io.Writer, list []lease.Info, now time.Time) {
+	rows := make([][]string, len(list))
+	for i, l := range list {
+		ends := left(l.ExpiresAt, now)
+		if l.Orphaned {
+			ends += " (its session is gone)"
+		}
+		rows[i] = []string{l.LeaseID, l.Credential, strconv.Itoa(l.Version), holder(l.Identity), string(l.Delivery), ends, l.Purpose}
+	}
+	table(w, "no live leases", "LEASE CREDENTIAL VERSION HOLDER DELIVERY ENDS PURPOSE", rows)
+}
+
+func holder(h lease.HolderInfo) string { return h.Name + " (" + h.Proof.String() + ")" }
+
+func (a *app) releaseCommand() *cobra.Command {
+	return &cobra.Command{Use: "release LEASE", Short: "End one lease now, whoever holds it", Args: exactly("LEASE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withAdmin(func(c *server.AdminClient) error {
+				e, err := c.EndLease(cmd.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				return a.print(e, func(w io.Writer) {
+					fmt.Fprintf(w, "%s %s after %s; who was given the value has seen it: only rotation takes it back\n", e.LeaseID, e.Status, e.HeldFor)
+				})
+			})
+		}}
+}
+
+func (a *app) revokeLeasesCommand() *cobra.Command {
+	var f server.LeaseFilter
+	c := &cobra.Command{Use: "revoke-leases", Short: "End all leases of an identity, on a credential, or all", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if f.All == (f.Identity != "" || f.Credential != "") {
+				return usagef("name --identity and/or --credential, or --all alone", "which leases?")
+			}
+			return a.withAdmin(func(c *server.AdminClient) error {
+				n, err := c.RevokeLeases(cmd.Context(), f)
+				if err != nil {
+					return err
+				}
+				return a.print(map[string]int{"revoked": n}, func(w io.Writer) { fmt.Fprintf(w, "revoked %s\n", plural(n, "lease")) })
+			})
+		}}
+	c.Flags().StringVar(&f.Identity, "identity", "", "those of this identity")
+	c.Flags().StringVar(&f.Credential, "credential", "", "those on this credential")
+	c.Flags().BoolVar(&f.All, "all", false, "every one")
+	return c
+}
+
+func (a *app) tokenCommand() *cobra.Command {
+	return group("token", "Tokens prove to HTTP, SSE and the local socket who is asking",
+		a.tokenCreateCommand(), a.tokenLsCommand(), a.tokenRotateCommand(), a.tokenRevokeCommand())
+}
+
+func (a *app) tokenCreateCommand() *cobra.Command {
+	var who, typ, life string
+	c := &cobra.Command{Use: "create", Short: "Make a token for an identity; it is shown once", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if who == "" {
+				return usagef("keylease token create --identity claude-code", "--identity is missing")
+			}
+			d, err := optionalTTL("--ttl", life)
+			if err != nil {
+				return err
+			}
+			return a.withAdmin(func(c *server.AdminClient) error {
+				t, err := c.CreateToken(cmd.Context(), server.TokenRequest{Type: identity.Type(typ), Identity: who, TTL: d})
+				if err != nil {
+					return err
+				}
+				return a.showToken(t)
+			})
+		}}
+	c.Flags().SortFlags = false
+	c.Flags().StringVar(&who, "identity", "", "whom the token stands for")
+	c.Flags().StringVar(&typ, "type", "agent", "agent or human")
+	c.Flags().StringVar(&life, "ttl", "", "how long it is good for (default until it is revoked)")
+	return c
+}
+
+// showToken prints the token alone on stdout, so that $(…) and pipes get nothing else.
+func (a *app) showToken(t server.NewToken) error {
+	return a.print(t, func(w io.Writer) {
+		fmt.Fprintln(w, t.Token)
+		until := "until it is revoked"
+		if t.ExpiresAt != nil {
+			until = "until " + moment(*t.ExpiresAt)
+		}
+		a.sayf("keylease: %s stands for %s %s; it is not shown again", t.ID, t.Identity, until)
+	})
+}
+
+func (a *app) tokenLsCommand() *cobra.Command {
+	return &cobra.Command{Use: "ls", Short: "List the tokens, without their text", Args: exactly(), RunE: func(cmd *cobra.Command, _ []string) error {
+		return a.withAdmin(func(c *server.AdminClient) error {
+			list, err := c.Tokens(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(map[string]any{"tokens": list}, func(w io.Writer) {
+				rows := make([][]string, len(list))
+				for i, t := range list {
+					ends := "never"
+					if t.ExpiresAt != nil {
+						ends = moment(*t.ExpiresAt)
+					}
+					rows[i] = []string{t.ID, string(t.Type), t.Identity, t.State, moment(t.CreatedAt), ends}
+				}
+				table(w, "no tokens; keylease token create --identity NAME makes one", "TOKEN TYPE IDENTITY STATE MADE ENDS", rows)
+			})
+		})
+	}}
+}
+
+func (a *app) tokenRotateCommand() *cobra.Command {
+	return &cobra.Command{Use: "rotate TOKEN", Short: "Replace a token's text; its leases stay its own", Args: exactly("the token's id (tk_…)"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withAdmin(func(c *server.AdminClient) error {
+				t, err := c.RotateToken(cmd.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				return a.showToken(t)
+			})
+		}}
+}
+
+func (a *app) tokenRevokeCommand() *cobra.Command {
+	return &cobra.Command{Use: "revoke TOKEN", Short: "End a token and the leases taken with it", Args: exactly("the token's id (tk_…)"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withAdmin(func(c *server.AdminClient) error {
+				t, err := c.RevokeToken(cmd.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				return a.print(t, func(w io.Writer) { fmt.Fprintf(w, "revoked %s of %s and its leases\n", t.ID, t.Identity) })
+			})
+		}}
+}

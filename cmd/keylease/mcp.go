@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+	"os"
+	"runtime"
+
+	"github.com/spf13/cobra"
+
+	"keylease/internal/identity"
+	"keylease/internal/lease"
+	"keylease/server"
+)
+
+func (a *app) mcpCommand() *cobra.Command {
+	var as string
+	var standalone bool
+	c := &cobra.Command{Use: "mcp", Short: "Speak MCP on stdin and stdout: this is what an MCP client starts", Args: exactly(),
+		Long: `Speaks MCP on stdin and stdout for one client, and passes it on to the daemon, which it starts where none runs.
+
+Who is asking: the identity of the token in KEYLEASE_TOKEN; else --as or KEYLEASE_AS; else the name that the
+client gives itself. KEYLEASE_SOCKET names another socket. Nothing else is taken from the environment.`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return spoken(a.mcp(cmd.Context(), as, standalone)) }}
+	c.Flags().StringVar(&as, "as", "", "name of the agent, where no token says it")
+	c.Flags().BoolVar(&standalone, "standalone", false, "be the daemon too, until the client leaves")
+	c.Flags().StringVar(&a.flags.rootKey, "root-key-file", "", "with --standalone: file that holds the root key")
+	return c
+}
+
+func (a *app) mcp(ctx context.Context, as string, standalone bool) error {
+	token := a.env("KEYLEASE_TOKEN")
+	_ = os.Unsetenv("KEYLEASE_TOKEN") // nothing that we start may inherit it
+	if as == "" {
+		as = a.env("KEYLEASE_AS")
+	}
+	if as != "" {
+		if err := identity.CheckName(as); err != nil {
+			return usagef("--as and KEYLEASE_AS take a name such as claude-code", "%s", err)
+		}
+	}
+	s, err := a.settings(false)
+	if err != nil {
+		return err
+	}
+	if s.paths.Socket == "" {
+		if s.paths.Socket, err = absolute(a.env("KEYLEASE_SOCKET")); err != nil {
+			return err
+		}
+	}
+	start, err := a.daemonStart(s)
+	if err != nil {
+		return err
+	}
+	relay := server.RelayOptions{Paths: s.paths, In: a.in, Out: a.out, Log: a.logger(s.level), As: as, Token: token,
+		Version: version(), AutoStart: true, Start: start}
+	if !standalone {
+		return server.Relay(ctx, relay)
+	}
+	if runtime.GOOS == "windows" {
+		return server.ErrUnsupported
+	}
+	harden()
+	return server.Standalone(ctx, server.Options{
+		Open: func(ctx context.Context) (*lease.Broker, func() error, error) {
+			return a.open(ctx, opening{settings: s, log: relay.Log})
+		},
+		Log: relay.Log, Version: version(), Paths: s.paths, IdleStop: s.idleStop}, relay)
+}

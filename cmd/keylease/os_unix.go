@@ -1,0 +1,47 @@
+//go:build unix
+
+package main
+
+import (
+	"io/fs"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const noFollow = syscall.O_NOFOLLOW
+
+// ownerOf returns who owns a file, or -1.
+func ownerOf(info fs.FileInfo) int {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return int(st.Uid)
+	}
+	return -1
+}
+
+// fileStamp changes whenever the file does: the change time can't be set back by whoever edits it.
+func fileStamp(f *os.File) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return "", err
+	}
+	return stampOf(uint64(st.Dev), uint64(st.Ino), st.Size, int64(st.Mtim.Sec), int64(st.Mtim.Nsec), int64(st.Ctim.Sec), int64(st.Ctim.Nsec)), nil
+}
+
+// harden keeps what the daemon holds from core dumps and, where the system can, from other processes of the user.
+func harden() {
+	unix.Umask(0o077)
+	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}) // lowering a limit is always allowed
+	undumpable()
+}
+
+// hangups delivers SIGHUPs until stop is called.
+func hangups() (ch <-chan os.Signal, stop func()) {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGHUP)
+	return c, func() { signal.Stop(c) }
+}
+
+func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }

@@ -1,0 +1,24 @@
+package main
+
+import (
+	"io/fs"
+	"os"
+)
+
+const noFollow = 0
+
+func ownerOf(fs.FileInfo) int { return os.Geteuid() }
+
+func fileStamp(f *os.File) (string, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	return stampOf(0, 0, info.Size(), info.ModTime().UnixNano(), 0, 0, 0), nil
+}
+
+func harden() {}
+
+func hangups() (<-chan os.Signal, func()) { return nil, func() {} }
+
+func alive(int) bool { return false }

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"keylease/internal/identity"
+	"keylease/internal/strictyaml"
+	"keylease/policy"
+	"keylease/server"
+)
+
+func (a *app) policyCommand() *cobra.Command {
+	return group("policy", "Check the policy file, and ask what it would answer", a.policyCheckCommand(), a.policyExplainCommand())
+}
+
+func (a *app) policyCheckCommand() *cobra.Command {
+	return &cobra.Command{Use: "check [FILE]", Short: "Check a policy file, the configured one by default; nothing is applied",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return exactly("FILE")(cmd, args)
+			}
+			return nil
+		},
+		RunE: func(_ *cobra.Command, args []string) error {
+			path := ""
+			if len(args) == 1 {
+				path = args[0]
+			} else {
+				s, err := a.settings(true)
+				if err != nil {
+					return err
+				}
+				path = s.PolicyFile
+			}
+			return a.checkPolicy(path)
+		}}
+}
+
+func (a *app) checkPolicy(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return usagef("", "reading the policy: %s", err)
+	}
+	defer f.Close()
+	data, err := readAll(f, path, strictyaml.MaxSize)
+	if err != nil {
+		return usagef("", "%s", err)
+	}
+	p, err := policy.Parse(path, data)
+	if err != nil {
+		return err
+	}
+	warnings := p.Warnings()
+	if warnings == nil {
+		warnings = []string{}
+	}
+	return a.print(map[string]any{"file": path, "rules": p.Rules(), "hash": p.Hash(), "warnings": warnings}, func(w io.Writer) {
+		fmt.Fprintf(w, "%s: good, %s\n", path, plural(p.Rules(), "rule"))
+		for _, text := range warnings {
+			a.sayf("keylease: warning: %s", terminal(text))
+		}
+	})
+}
+
+func (a *app) policyExplainCommand() *cobra.Command {
+	var q server.Question
+	var typ, proof string
+	c := &cobra.Command{Use: "explain", Short: "Say whether an identity may lease a credential, and which rule says so", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var err error
+			if q.Identity == "" || q.Credential == "" {
+				return usagef("keylease policy explain --identity claude-code --credential openai-dev", "--identity and --credential are needed")
+			}
+			if q.Proof, err = identity.ParseProof(proof); err != nil {
+				return usagef("", "--proof: %s", err)
+			}
+			if q.Type = identity.Type(typ); q.Type != identity.Agent && q.Type != identity.Human {
+				return usagef("", "--type must be agent or human")
+			}
+			return a.withAdmin(func(c *server.AdminClient) error {
+				answer, err := c.Explain(cmd.Context(), q)
+				if err != nil {
+					return err
+				}
+				return a.print(answer, func(w io.Writer) { explain(w, q, answer) })
+			})
+		}}
+	c.Flags().SortFlags = false
+	c.Flags().StringVar(&q.Identity, "identity", "", "who asks")
+	c.Flags().StringVar(&q.Credential, "credential", "", "for what")
+	c.Flags().StringVar(&typ, "type", "agent", "agent or human")
+	c.Flags().StringVar(&proof, "proof", "declared", "how the name is proved: declared, token, oidc or mtls")
+	return c
+}
+
+func explain(w io.Writer, q server.Question, a server.Answer) {
+	verdict := "no"
+	if a.Allow {
+		verdict = "yes"
+	}
+	fmt.Fprintf(w, "%s: %s\n", verdict, terminal(a.Reason))
+	if a.Allow {
+		fmt.Fprintf(w, "  for %s, at most %s, as %s\n", a.DefaultTTL, a.MaxTTL, joined(a.Deliveries))
+		fmt.Fprintf(w, "  live leases: %s on the credential, %s for %s under the rule\n", limit(a.MaxLeases), limit(a.RuleMaxLeases), terminal(q.Identity))
+		if a.PurposeRequired {
+			fmt.Fprintln(w, "  a purpose must be given")
+		}
+		if a.Approval != policy.None && a.Approval != "" {
+			fmt.Fprintf(w, "  approval by %s is wanted, which this version can't ask for: it is refused\n", a.Approval)
+		}
+	}
+	for _, s := range a.Steps {
+		what := "matches"
+		if !s.Matched {
+			what = "does not match: " + s.Why
+		}
+		fmt.Fprintf(w, "  rule %q (%s) %s\n", terminal(s.Rule), s.Effect, terminal(what))
+	}
+}
+
+func limit(n *int) string {
+	if n == nil {
+		return "no limit"
+	}
+	return "at most " + strconv.Itoa(*n)
+}
+
+func joined(list []policy.Delivery) string {
+	words := make([]string, len(list))
+	for i, d := range list {
+		words[i] = string(d)
+	}
+	return strings.Join(words, ", ")
+}

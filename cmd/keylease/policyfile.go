@@ -1,0 +1,35 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"keylease/internal/lease"
+	"keylease/internal/strictyaml"
+)
+
+// policyFile lets the broker look whether the policy changed: one open and one fstat where it did not.
+func policyFile(path string) func(prevStamp string) lease.PolicyRead {
+	return func(prev string) lease.PolicyRead {
+		r := lease.PolicyRead{Name: path}
+		f, err := openTrusted(path, 0o022)
+		if err != nil {
+			if !errors.Is(err, fs.ErrNotExist) {
+				err = fmt.Errorf("opening the policy: %w", err)
+			}
+			r.Err = err
+			return r
+		}
+		defer f.Close()
+		if r.Stamp, r.Err = fileStamp(f); r.Err != nil || r.Stamp == prev {
+			return r
+		}
+		if r.Data, r.Err = readAll(f, path, strictyaml.MaxSize); r.Err == nil && r.Data == nil {
+			r.Data = []byte{}
+		}
+		return r
+	}
+}
+
+func stampOf(parts ...any) string { return fmt.Sprint(parts...) }

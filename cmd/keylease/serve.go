@@ -1,0 +1,176 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"keylease/internal/lease"
+	"keylease/server"
+	"keylease/store"
+)
+
+// memoryLimit is where the daemon's garbage collector begins to work hard: a hundred thousand live leases need a
+// fifth of it.
+const memoryLimit = 256 << 20
+
+type serveFlags struct {
+	seed           string
+	noPolicy, auto bool
+}
+
+func (a *app) serveCommand() *cobra.Command {
+	var f serveFlags
+	c := &cobra.Command{Use: "serve", Short: "Run the daemon", Args: exactly(), RunE: func(cmd *cobra.Command, _ []string) error {
+		return spoken(a.serve(cmd.Context(), f))
+	}}
+	c.Flags().SortFlags = false
+	c.Flags().StringVar(&a.flags.http, "http", "", "address for /mcp and /sse, or off (default 127.0.0.1:8700)")
+	c.Flags().StringVar(&f.seed, "seed", "", "apply this seed file first; safe to leave in a unit file")
+	c.Flags().StringVar(&a.flags.rootKey, "root-key-file", "", "file that holds the root key")
+	c.Flags().BoolVar(&f.noPolicy, "no-policy", false, "start without the policy that governed this store before; recorded")
+	c.Flags().BoolVar(&f.auto, "auto", false, "started by a relay or a command")
+	_ = c.Flags().MarkHidden("auto")
+	return c
+}
+
+func (a *app) serve(ctx context.Context, f serveFlags) error {
+	if runtime.GOOS == "windows" {
+		return server.ErrUnsupported
+	}
+	s, err := a.settings(!f.auto)
+	if err != nil {
+		return err
+	}
+	if f.auto { // the socket is all that whoever starts it needs
+		s.HTTP = "off"
+	}
+	seed, err := a.readSeed(f.seed)
+	if err != nil {
+		return err
+	}
+	defer seed.wipe()
+	harden()
+	debug.SetMemoryLimit(memoryLimit)
+	var up bulletin
+	log := a.logger(s.level)
+	reload, stop := reloads()
+	defer stop()
+	return server.Serve(ctx, server.Options{
+		Open: func(ctx context.Context) (*lease.Broker, func() error, error) {
+			return a.open(ctx, opening{settings: s, dropPolicy: f.noPolicy, log: log,
+				opened: func(ctx context.Context, b *lease.Broker, st *store.Store) error {
+					up = bulletin{broker: b, fingerprint: st.Fingerprint(), settings: s}
+					return a.seedOwn(ctx, b, seed, false)
+				}})
+		},
+		Log: log, Version: version(), Paths: s.paths, HTTPAddr: httpAddr(s.HTTP), AllowedOrigins: s.AllowedOrigins,
+		Auto: f.auto, IdleStop: s.idleStop, Reload: reload,
+		Ready: func(l server.Listening) {
+			if !f.auto {
+				a.announce(up, l)
+			}
+		},
+	})
+}
+
+func httpAddr(s string) string {
+	if s == "off" {
+		return ""
+	}
+	return s
+}
+
+// reloads turns SIGHUP into what the server waits for.
+func reloads() (<-chan struct{}, func()) {
+	signals, stop := hangups()
+	out := make(chan struct{})
+	ended := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-signals:
+				select {
+				case out <- struct{}{}:
+				case <-ended:
+					return
+				}
+			case <-ended:
+				return
+			}
+		}
+	}()
+	return out, func() { stop(); close(ended) }
+}
+
+// bulletin is what a daemon that came up tells the person who started it.
+type bulletin struct {
+	settings
+	broker      *lease.Broker
+	fingerprint string
+}
+
+func (a *app) announce(up bulletin, l server.Listening) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "keylease %s is up\n", version())
+	fmt.Fprintf(&b, "  local    %s\n", l.Socket)
+	if l.HTTP != "" {
+		fmt.Fprintf(&b, "  http     http://%s/mcp and /sse, with a token\n", l.HTTP)
+	}
+	act, pol := up.broker.Activity(), up.broker.PolicyStatus()
+	fmt.Fprintf(&b, "  store    %s: %s, %s live\n", up.Data, plural(act.Credentials, "credential"), plural(act.LiveLeases, "lease"))
+	if pol.Present {
+		fmt.Fprintf(&b, "  policy   %s\n", pol.File)
+	} else {
+		fmt.Fprintf(&b, "  policy   no policy: local callers and your tokens may lease what a credential admits (allowed by default);\n           a file at %s changes that\n", up.PolicyFile)
+	}
+	fmt.Fprintf(&b, "  trail    signed by %s\n", up.fingerprint)
+	fmt.Fprintf(&b, "next, in another terminal%s:\n", up.elsewhere())
+	for _, line := range up.next(act.Credentials, l) {
+		fmt.Fprintf(&b, "  %s\n", line)
+	}
+	fmt.Fprint(a.err, b.String())
+}
+
+// elsewhere reminds of the flags that reach this daemon.
+func (up bulletin) elsewhere() string {
+	flags := up.reach()
+	if flags == "" {
+		return ""
+	}
+	return " (with" + flags + ")"
+}
+
+// reach is what a command line needs to reach this daemon, with a space before it.
+func (s settings) reach() string {
+	out := ""
+	if base, err := configFile("", s.home); err != nil || base != s.configFile {
+		out += " --config " + s.configFile
+	}
+	if s.Data != defaultData(s.home) {
+		out += " --data " + s.Data
+	}
+	if s.paths.Socket != "" {
+		out += " --socket " + s.paths.Socket
+	}
+	return out
+}
+
+func (up bulletin) next(credentials int, l server.Listening) []string {
+	reach := up.reach()
+	var lines []string
+	if credentials == 0 {
+		lines = append(lines, "keylease put openai-dev"+reach+"   # store a key: it asks for the value")
+	} else {
+		lines = append(lines, "keylease ls"+reach+"   # what is stored")
+	}
+	lines = append(lines, "claude mcp add keylease -- keylease mcp"+reach+"   # or in .mcp.json: {\"mcpServers\": {\"keylease\": {\"command\": \"keylease\", \"args\": [\"mcp\"]}}}")
+	if l.HTTP != "" {
+		lines = append(lines, "keylease token create --identity claude-code"+reach+"   # for clients of http://"+l.HTTP+"/mcp")
+	}
+	return lines
+}

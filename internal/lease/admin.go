@@ -1,0 +1,345 @@
+package lease
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+
+	"keylease/internal/credtype"
+	"keylease/internal/identity"
+	"keylease/internal/secret"
+	"keylease/policy"
+	"keylease/store"
+)
+
+// check validates c as it would be stored and merges what its type extracts.
+func (c NewCredential) check() (NewCredential, error) {
+	if err := credtype.CheckName(c.Name); err != nil {
+		return c, err
+	}
+	if err := credtype.CheckMetadata(c.Metadata); err != nil {
+		return c, err
+	}
+	if err := checkPolicy(c.Policy); err != nil {
+		return c, err
+	}
+	extracted, err := credtype.Check(c.Type, c.Value.Bytes(), c.Metadata)
+	if err != nil {
+		return c, err
+	}
+	merged := maps.Clone(extracted)
+	if merged == nil {
+		merged = map[string]string{}
+	}
+	maps.Copy(merged, c.Metadata)
+	c.Metadata = merged
+	return c, nil
+}
+
+func checkPolicy(p policy.CredentialPolicy) error {
+	if p.DefaultLeaseTTL < 0 || p.MaxLeaseTTL < 0 || p.MaxLeases < 0 {
+		return fmt.Errorf("defaultLeaseTTL, maxLeaseTTL and maxLeases can't be negative")
+	}
+	if p.MaxLeaseTTL > 0 && p.DefaultLeaseTTL > p.MaxLeaseTTL {
+		return fmt.Errorf("defaultLeaseTTL is longer than maxLeaseTTL")
+	}
+	return nil
+}
+
+// Put stores a new credential. One that exists is a Conflict.
+func (b *Broker) Put(_ context.Context, admin identity.Caller, c NewCredential) (CredentialInfo, error) {
+	c, err := c.check()
+	if err != nil {
+		return CredentialInfo{}, invalid("%s", err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.ready(); err != nil {
+		return CredentialInfo{}, err
+	}
+	if b.ix.creds[c.Name] != nil {
+		return CredentialInfo{}, refuse(Conflict, fmt.Sprintf("there is a credential %q already", c.Name),
+			"Use rotate to give it a new value, or rm to remove it first.")
+	}
+	cred, err := b.create(admin, c, nil)
+	if err != nil {
+		return CredentialInfo{}, err
+	}
+	return b.info(cred), nil
+}
+
+// create stores c; seeded is nil unless it comes from a seed file. Caller holds mu.
+func (b *Broker) create(admin identity.Caller, c NewCredential, seeded *seedMarks) (*credential, error) {
+	now := b.cfg.Now().UTC()
+	rec := credentialRecord{ID: newID("cr_"), Name: c.Name, Type: c.Type, State: stateActive, Metadata: c.Metadata,
+		Policy: c.Policy, CreatedAt: now, UpdatedAt: now}
+	if seeded != nil {
+		rec.SeededValue, rec.SeededRest = seeded.value, seeded.rest
+	}
+	rec.Versions = []versionRecord{{Version: 1, State: stateActive, CreatedAt: now, ValueMAC: b.valueMAC(c.Value)}}
+	if err := b.write(admin, store.EventCredentialCreated, rec, &c.Value, nil); err != nil {
+		return nil, err
+	}
+	return b.ix.creds[c.Name], nil
+}
+
+// write commits a credential's record, and the value of its newest version where there is one. Caller holds mu.
+func (b *Broker) write(admin identity.Caller, event store.Event, rec credentialRecord, value *secret.Secret, details map[string]string) error {
+	e := entry(event, admin)
+	e.Time, e.Credential, e.CredentialID, e.Details = rec.UpdatedAt, rec.Name, rec.ID, details
+	e.Version = rec.Versions[len(rec.Versions)-1].Version
+	change := store.Change{Entry: e, Records: []store.RecordWrite{credentialWrite(rec)}}
+	if value != nil {
+		change.Values = []store.ValueWrite{{CredentialID: rec.ID, Version: e.Version, Value: *value}}
+	}
+	_, err := b.change(change, rec)
+	return err
+}
+
+func credentialWrite(rec credentialRecord) store.RecordWrite {
+	plain, err := json.Marshal(rec)
+	if err != nil {
+		panic(err) // strings, times and numbers: cannot fail
+	}
+	return store.RecordWrite{Kind: store.KindCredential, ID: rec.ID, Plain: plain}
+}
+
+func (b *Broker) valueMAC(v secret.Secret) []byte {
+	mac := b.store.MAC("seed-values", v.Bytes())
+	return mac[:]
+}
+
+// Rotate gives a credential a new value. Live leases keep the old version until they end, unless revokeLeases.
+func (b *Broker) Rotate(_ context.Context, admin identity.Caller, name string, value secret.Secret, revokeLeases bool) (CredentialInfo, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c, err := b.changeable(name)
+	if err != nil {
+		return CredentialInfo{}, err
+	}
+	if _, err := credtype.Check(c.rec.Type, value.Bytes(), c.rec.Metadata); err != nil {
+		return CredentialInfo{}, invalid("%s", err)
+	}
+	if err := b.rotate(admin, c, value, nil, nil); err != nil {
+		return CredentialInfo{}, err
+	}
+	if revokeLeases {
+		if _, err := b.revokeAll(admin, c.leases, "credential rotated"); err != nil {
+			return CredentialInfo{}, err
+		}
+	}
+	return b.info(c), nil
+}
+
+func (b *Broker) rotate(admin identity.Caller, c *credential, value secret.Secret, seeded *seedMarks, details map[string]string) error {
+	rec := c.rec.clone()
+	rec.UpdatedAt = b.cfg.Now().UTC()
+	for i := range rec.Versions {
+		if rec.Versions[i].State == stateActive {
+			rec.Versions[i].State = stateRotated
+		}
+	}
+	rec.Versions = append(rec.Versions, versionRecord{Version: c.current() + 1, State: stateActive,
+		CreatedAt: rec.UpdatedAt, ValueMAC: b.valueMAC(value)})
+	if seeded != nil {
+		rec.SeededValue = seeded.value
+	}
+	return b.write(admin, store.EventCredentialRotated, rec, &value, details)
+}
+
+// changeable returns a credential that exists and is neither revoked nor damaged. Caller holds mu.
+func (b *Broker) changeable(name string) (*credential, error) {
+	if err := b.ready(); err != nil {
+		return nil, err
+	}
+	c := b.ix.creds[name]
+	if c == nil {
+		return nil, notFound("credential", name)
+	}
+	if s := c.state(); s != stateActive {
+		return nil, refuse(Conflict, fmt.Sprintf("credential %q is %s", name, s), "Remove it with rm and put it anew.")
+	}
+	return c, nil
+}
+
+// RevokeCredential ends every lease of a credential and lends it no more. It is kept for the record; Remove forgets it.
+func (b *Broker) RevokeCredential(_ context.Context, admin identity.Caller, name string) (CredentialInfo, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.ready(); err != nil {
+		return CredentialInfo{}, err
+	}
+	c := b.ix.creds[name]
+	switch {
+	case c == nil:
+		return CredentialInfo{}, notFound("credential", name)
+	case c.damaged != "":
+		return CredentialInfo{}, refuse(Conflict, fmt.Sprintf("the record of %q is damaged and is lent to nobody", name), "Remove it with rm and put it anew.")
+	case c.rec.State == stateRevoked:
+		return b.info(c), nil
+	}
+	if _, err := b.revokeAll(admin, c.leases, "credential revoked"); err != nil {
+		return CredentialInfo{}, err
+	}
+	rec := c.rec.clone()
+	rec.State, rec.UpdatedAt = stateRevoked, b.cfg.Now().UTC()
+	if err := b.write(admin, store.EventCredentialRevoked, rec, nil, nil); err != nil {
+		return CredentialInfo{}, err
+	}
+	return b.info(c), nil
+}
+
+// Remove ends every lease of a credential, forgets it, and has its keys destroyed. A new one of the same name is
+// another credential: nothing of the old is alive in it.
+func (b *Broker) Remove(_ context.Context, admin identity.Caller, name string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.ready(); err != nil {
+		return err
+	}
+	c := b.ix.creds[name]
+	if c == nil {
+		return notFound("credential", name)
+	}
+	return b.remove(admin, c)
+}
+
+func (b *Broker) remove(admin identity.Caller, c *credential) error {
+	if _, err := b.revokeAll(admin, c.leases, "credential removed"); err != nil {
+		return err
+	}
+	e := entry(store.EventCredentialDeleted, admin)
+	e.Credential, e.CredentialID = c.rec.Name, c.rec.ID
+	_, err := b.change(store.Change{Entry: e, Deletes: []store.RecordDelete{{Kind: store.KindCredential, ID: c.rec.ID}}}, nil)
+	b.poke()
+	return err
+}
+
+// revokeAll ends the leases in set and waits until that is on disk. Caller holds mu.
+func (b *Broker) revokeAll(admin identity.Caller, set map[*lease]struct{}, reason string) (int, error) {
+	now := b.cfg.Now().UTC()
+	if err := b.expireDue(now); err != nil {
+		return 0, err
+	}
+	var all []written
+	for l := range maps.Clone(set) {
+		_, w, err := b.end(l, store.EventLeaseRevoked, admin, now, reason)
+		if err != nil {
+			return 0, err
+		}
+		all = append(all, w)
+	}
+	for _, w := range all {
+		if _, err := b.settleLocked(w); err != nil {
+			return 0, err
+		}
+	}
+	return len(all), nil
+}
+
+// RevokeLeases ends every lease that f picks and returns how many those were.
+func (b *Broker) RevokeLeases(_ context.Context, admin identity.Caller, f Filter) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.ready(); err != nil {
+		return 0, err
+	}
+	set := map[*lease]struct{}{}
+	for _, l := range b.ix.leases {
+		if f.picks(l) {
+			set[l] = struct{}{}
+		}
+	}
+	return b.revokeAll(admin, set, "revoked by an admin")
+}
+
+// EndLease releases any lease, for an admin.
+func (b *Broker) EndLease(_ context.Context, admin identity.Caller, id string) (Ended, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.ready(); err != nil {
+		return Ended{}, err
+	}
+	now := b.cfg.Now().UTC()
+	if err := b.expireDue(now); err != nil {
+		return Ended{}, err
+	}
+	if past, ok := b.ix.ended.byID[id]; ok {
+		return Ended{id, past.State, past.At, past.At.Sub(past.Issued)}, nil
+	}
+	l := b.ix.leases[id]
+	if l == nil {
+		return Ended{}, notFound("lease", id)
+	}
+	ended, w, err := b.end(l, store.EventLeaseReleased, admin, now, "released by an admin")
+	if err == nil {
+		_, err = b.settleLocked(w)
+	}
+	return ended, err
+}
+
+func (f Filter) picks(l *lease) bool {
+	return (f.Identity == "" || f.Identity == l.owner.Name) && (f.Credential == "" || f.Credential == l.cred.rec.Name) &&
+		(f.LeaseID == "" || f.LeaseID == l.id)
+}
+
+// Leases returns the live leases that f picks, the one that ends first at the front.
+func (b *Broker) Leases(f Filter) []Info {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	set := map[*lease]struct{}{}
+	for _, l := range b.ix.leases {
+		if f.picks(l) {
+			set[l] = struct{}{}
+		}
+	}
+	infos := []Info{}
+	for _, l := range byExpiry(set, b.cfg.Now()) {
+		infos = append(infos, Info{LeaseID: l.id, Credential: l.cred.rec.Name, Version: l.version,
+			Identity: HolderInfo{l.owner.Type, l.owner.Name, l.owner.Proof, l.owner.By, l.session},
+			Delivery: l.delivery, Purpose: l.purpose, IssuedAt: l.issued, ExpiresAt: l.deadline(),
+			MaxExpiresAt: l.maxAt, Orphaned: !l.orphanEnd.IsZero()})
+	}
+	return infos
+}
+
+// Credentials returns all credentials whose name matches the glob, by name; an empty glob matches all.
+func (b *Broker) Credentials(match string) []CredentialInfo {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	infos := []CredentialInfo{}
+	for _, name := range b.ix.names {
+		if match == "" || policy.Glob(match, name) {
+			infos = append(infos, b.info(b.ix.creds[name]))
+		}
+	}
+	return infos
+}
+
+// Credential returns one credential.
+func (b *Broker) Credential(name string) (CredentialInfo, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c := b.ix.creds[name]
+	if c == nil {
+		return CredentialInfo{}, notFound("credential", name)
+	}
+	return b.info(c), nil
+}
+
+func (b *Broker) info(c *credential) CredentialInfo {
+	now := b.cfg.Now()
+	i := CredentialInfo{Name: c.rec.Name, Type: c.rec.Type, State: c.state(), Metadata: maps.Clone(c.rec.Metadata),
+		Policy: c.rec.Policy, Versions: []VersionInfo{}, LeasesInUse: len(byExpiry(c.leases, now)),
+		CreatedAt: c.rec.CreatedAt, UpdatedAt: c.rec.UpdatedAt, RotationDue: c.rotationDue(now)}
+	if i.Metadata == nil {
+		i.Metadata = map[string]string{}
+	}
+	for _, v := range slices.Clone(c.rec.Versions) {
+		i.Version = v.Version
+		i.Versions = append(i.Versions, VersionInfo{v.Version, v.State, v.CreatedAt})
+	}
+	return i
+}

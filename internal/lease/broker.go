@@ -1,0 +1,317 @@
+// Package lease is the heart: it decides who gets the use of a credential, for how long, and when that is over. Its
+// rule: nothing changes untold. Every change is an Entry of the store's trail, submitted under the same lock that
+// changed the index and waited for before anybody is told; what could not be written did not happen.
+package lease
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"keylease/internal/identity"
+	"keylease/store"
+)
+
+// DefaultGrace is how long leases outlive their session: time for a client to come back.
+const DefaultGrace = time.Minute
+
+// Config is what a Broker works with. Store and Now are required.
+type Config struct {
+	Store      *store.Store
+	PolicyFile func(prevStamp string) PolicyRead // nil: no policy file
+	DropPolicy bool                              // start without the policy that governed before; recorded
+	Log        zerolog.Logger
+	Now        func() time.Time
+	Grace      time.Duration // 0: DefaultGrace
+	KeySource  string        // where the root key came from, for the record
+	Version    string
+}
+
+// Broker lends. All its methods may be called at once.
+type Broker struct {
+	cfg   Config
+	store *store.Store
+
+	// mu guards everything below and is what makes the order of the trail the order of the decisions: whoever
+	// changes the index submits the Entry before letting go. It is not held while the disk works, except by the
+	// rare verbs that change credentials or tokens.
+	mu           sync.Mutex
+	ix           *index
+	policy       policyState
+	sessions     map[string]identity.Principal // live sessions
+	rates        rates
+	failures     failures
+	broken       error // the trail can't be written; nothing changes until rebuild succeeds
+	epoch        int   // how often the index was rebuilt: a failure of an earlier epoch was dealt with
+	lastCall     time.Time
+	destroySince time.Time // when keys to destroy began to wait for a quiet moment
+
+	wake     chan struct{} // tells Run that the next deadline may have changed
+	newEntry notifier      // tells Follow that the trail grew
+}
+
+// Open loads the state from the trail, orphans what was bound to sessions of the previous run, and checks that the
+// policy that governed is still there. Errors name what to do.
+func Open(ctx context.Context, c Config) (*Broker, error) {
+	if c.Grace == 0 {
+		c.Grace = DefaultGrace
+	}
+	b := &Broker{cfg: c, store: c.Store, sessions: map[string]identity.Principal{}, wake: make(chan struct{}, 1)}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lastCall = c.Now()
+	if err := b.load(); err != nil {
+		return nil, err
+	}
+	if err := b.openPolicy(); err != nil {
+		return nil, err
+	}
+	if err := b.orphanAll(); err != nil {
+		return nil, err
+	}
+	return b, ctx.Err()
+}
+
+// load rebuilds the index from the store. Caller holds mu.
+func (b *Broker) load() error {
+	ix := newIndex()
+	err := b.store.Load(
+		func(snapshot []byte, _ uint64) error {
+			if snapshot == nil {
+				return nil
+			}
+			return ix.restore(snapshot)
+		},
+		func(e *store.Entry) error { return ix.replay(e) })
+	if err != nil {
+		return fmt.Errorf("rebuilding the leases from the trail: %w", err)
+	}
+	for _, err := range ix.loadRecords(b.store) {
+		b.cfg.Log.Error().Err(err).Msg("a record is damaged and refused; all others are served")
+	}
+	b.ix = ix
+	return nil
+}
+
+// replay applies an Entry that is on disk.
+func (ix *index) replay(e *store.Entry) error {
+	if err := ix.apply(e, nil); err != nil {
+		return err
+	}
+	ix.seq = e.Seq
+	if e.Event == store.EventLeaseCreated {
+		ix.leases[e.LeaseID].durable = true
+	}
+	return nil
+}
+
+// rebuild is what a failed write leads to: nothing of the group took effect, so the index is read anew from what
+// is on disk. Caller holds mu.
+func (b *Broker) rebuild() error {
+	if err := b.store.Recover(); err != nil {
+		return err
+	}
+	if err := b.load(); err != nil {
+		return err
+	}
+	b.broken = nil
+	b.epoch++
+	return nil
+}
+
+// ready reports whether changes can be recorded, trying to recover first where they could not. Caller holds mu.
+func (b *Broker) ready() error {
+	if b.broken == nil {
+		return nil
+	}
+	if err := b.rebuild(); err != nil {
+		b.broken = err
+		return unavailable()
+	}
+	b.cfg.Log.Warn().Msg("the store can record changes again")
+	return nil
+}
+
+// written is a change on its way to the disk.
+type written struct {
+	pending *store.Pending
+	epoch   int
+}
+
+// submit applies the change to the index and puts it in the trail's queue. Caller holds mu, and waits for the
+// answer with settle after letting go of it.
+func (b *Broker) submit(c store.Change, rec any) (written, error) {
+	if c.Entry.Time.IsZero() {
+		c.Entry.Time = b.cfg.Now()
+	}
+	c.Entry.Time = c.Entry.Time.UTC()
+	if err := b.ix.apply(&c.Entry, rec); err != nil {
+		return written{}, b.fault(err)
+	}
+	return written{b.store.Submit(c), b.epoch}, nil
+}
+
+// settle waits until the change is durable. Where it can't be made so, everything not on disk is undone.
+// Caller does not hold mu.
+func (b *Broker) settle(w written) (store.Entry, error) {
+	e, err := w.pending.Wait()
+	if err == nil {
+		b.newEntry.broadcast()
+		return e, nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return e, b.writeFailed(w, err)
+}
+
+// settleLocked is settle for the rare verbs that hold mu throughout.
+func (b *Broker) settleLocked(w written) (store.Entry, error) {
+	e, err := w.pending.Wait()
+	if err != nil {
+		return e, b.writeFailed(w, err)
+	}
+	b.newEntry.broadcast()
+	return e, nil
+}
+
+// writeFailed makes the Broker forget what the disk does not know. The store fails everything that was queued behind
+// a failed write too, so the first to hear of it rebuilds for all. Caller holds mu.
+func (b *Broker) writeFailed(w written, err error) error {
+	if w.epoch != b.epoch {
+		return unavailable()
+	}
+	b.cfg.Log.Error().Err(err).Msg("a change could not be recorded and was not made")
+	b.broken = err
+	if err := b.rebuild(); err != nil {
+		b.cfg.Log.Error().Err(err).Msg("the store can't be read back yet")
+		b.broken = err
+	}
+	return unavailable()
+}
+
+// fault turns an impossible state into words that tell a caller nothing about it.
+func (b *Broker) fault(err error) error {
+	id := newID("err_")
+	b.cfg.Log.Error().Err(err).Str("id", id).Msg("internal fault")
+	return &Refusal{Code: Internal, ID: id, Message: "keylease hit an internal fault",
+		Hint: "Tell the operator this id; the daemon's log has the details."}
+}
+
+// change submits and waits while holding mu: for credentials, tokens and everything rare.
+func (b *Broker) change(c store.Change, rec any) (store.Entry, error) {
+	w, err := b.submit(c, rec)
+	if err != nil {
+		return store.Entry{}, err
+	}
+	e, err := b.settleLocked(w)
+	if err != nil {
+		return e, err
+	}
+	if cred := b.ix.byID[e.CredentialID]; cred != nil {
+		b.ix.noteRefs(cred, &e)
+	}
+	if t := b.ix.tokens[e.Details["token_id"]]; t != nil {
+		for _, ref := range e.Records {
+			t.ref = ref
+		}
+	}
+	return e, nil
+}
+
+// Close writes a snapshot so that the next start is short. Nothing may be in flight. It does not close the store.
+func (b *Broker) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.broken != nil {
+		return fmt.Errorf("no snapshot: %w", b.broken)
+	}
+	b.ix.seq, _ = b.store.Head()
+	data, err := b.ix.snapshot()
+	if err != nil {
+		return fmt.Errorf("encoding the snapshot: %w", err)
+	}
+	return b.store.Snapshot(data)
+}
+
+// Started and Stopped put the daemon's own life into the trail.
+func (b *Broker) Started(_ context.Context, details map[string]string) error {
+	return b.note(store.EventServerStarted, details)
+}
+
+// Stopped records an orderly end.
+func (b *Broker) Stopped(_ context.Context, reason string) error {
+	return b.note(store.EventServerStopped, map[string]string{"reason": reason})
+}
+
+func (b *Broker) note(event store.Event, details map[string]string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.ready(); err != nil {
+		return err
+	}
+	_, err := b.change(store.Change{Entry: store.Entry{Event: event, Details: details}}, nil)
+	return err
+}
+
+// Activity is what decides whether an idle daemon may end, and what /readyz tells.
+type Activity struct {
+	LiveLeases  int
+	Credentials int
+	LastCall    time.Time
+	Healthy     bool
+	Problem     string
+}
+
+// Activity reports how busy and how well the Broker is.
+func (b *Broker) Activity() Activity {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now, live := b.cfg.Now(), 0
+	for _, l := range b.ix.leases {
+		if l.live(now) {
+			live++
+		}
+	}
+	a := Activity{LiveLeases: live, Credentials: len(b.ix.creds), LastCall: b.lastCall, Healthy: b.broken == nil}
+	if b.broken != nil {
+		a.Problem = "the store cannot record changes"
+	}
+	return a
+}
+
+// entry begins an Entry about what caller did.
+func entry(event store.Event, caller identity.Caller) store.Entry {
+	return store.Entry{Event: event, Identity: entryIdentity(caller.Principal, caller.Session, caller.ClientName, caller.ClientVersion)}
+}
+
+func entryIdentity(p identity.Principal, session, client, version string) store.EntryIdentity {
+	return store.EntryIdentity{Type: string(p.Type), Name: p.Name, Proof: p.Proof.String(), By: p.By,
+		Session: session, ClientName: client, ClientVersion: version}
+}
+
+// notifier wakes everybody who waits for the trail to grow.
+type notifier struct {
+	mu sync.Mutex
+	ch chan struct{} // nil while nobody waits
+}
+
+func (n *notifier) wait() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.ch == nil {
+		n.ch = make(chan struct{})
+	}
+	return n.ch
+}
+
+func (n *notifier) broadcast() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.ch != nil {
+		close(n.ch)
+		n.ch = nil
+	}
+}

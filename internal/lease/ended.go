@@ -1,0 +1,64 @@
+package lease
+
+import (
+	"time"
+
+	"keylease/internal/identity"
+)
+
+// Ended leases are remembered so that their holder can release twice and be told how it ended: the last
+// endedMax of them, for endedFor at most. Older ids are not_available.
+const (
+	endedMax = 65_536
+	endedFor = 24 * time.Hour
+)
+
+type endedLease struct {
+	ID     string             `json:"id"`
+	Owner  identity.Principal `json:"owner"`
+	State  State              `json:"state"`
+	Issued time.Time          `json:"issued"`
+	At     time.Time          `json:"at"`
+}
+
+// endedRing overwrites the oldest when it is full.
+type endedRing struct {
+	byID map[string]endedLease
+	ring []string
+	next int
+}
+
+func newEndedRing() endedRing { return endedRing{byID: map[string]endedLease{}} }
+
+func (r *endedRing) add(e endedLease) {
+	if len(r.ring) < endedMax {
+		r.ring = append(r.ring, e.ID)
+	} else {
+		delete(r.byID, r.ring[r.next])
+		r.ring[r.next] = e.ID
+	}
+	r.next = (r.next + 1) % endedMax
+	r.byID[e.ID] = e
+}
+
+// get returns the lease with id if it ended not long ago and was p's.
+func (r *endedRing) get(id string, p identity.Principal, now time.Time) (endedLease, bool) {
+	e, ok := r.byID[id]
+	if !ok || e.Owner != p || now.Sub(e.At) > endedFor {
+		return endedLease{}, false
+	}
+	return e, true
+}
+
+// all returns what is remembered, oldest first.
+func (r *endedRing) all() []endedLease {
+	out := make([]endedLease, 0, len(r.ring))
+	for i := range r.ring {
+		at := i
+		if len(r.ring) == endedMax {
+			at = (r.next + i) % endedMax
+		}
+		out = append(out, r.byID[r.ring[at]])
+	}
+	return out
+}

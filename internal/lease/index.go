@@ -1,0 +1,435 @@
+package lease
+
+import (
+	"cmp"
+	"container/heap"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"keylease/internal/identity"
+	"keylease/policy"
+	"keylease/store"
+)
+
+// index is the state that the trail tells, in memory: the authority for every decision. It changes only by apply,
+// with an Entry that is being written or was read back, so that a rebuilt index can't differ from a live one.
+// The Broker's mutex guards all of it.
+type index struct {
+	creds   map[string]*credential // by name
+	byID    map[string]*credential
+	names   []string // sorted; what list_credentials pages over
+	leases  map[string]*lease
+	due     deadlines
+	holders map[identity.Holder]map[*lease]struct{}
+	owners  map[identity.Principal]map[*lease]struct{}
+	ended   endedRing
+	tokens  map[string]*token
+	removed map[string]bool           // names that were removed: a seed file does not bring them back
+	destroy map[store.ValueRef]string // versions whose key can go, and the credential's name
+	policy  policyMark                // the policy that governs
+	secrets map[[32]byte]*token       // by the keyed hash of the token's text
+	seq     uint64                    // of the newest Entry read back from the trail
+}
+
+type policyMark struct {
+	Hash string `json:"hash"`
+	File string `json:"file"`
+}
+
+type credential struct {
+	rec     credentialRecord
+	ref     store.RecordRef
+	values  map[int]store.RecordRef
+	leases  map[*lease]struct{}
+	damaged string // why its record can't be believed; "" when it can
+}
+
+// credentialRecord is what is sealed in the store about a credential; values are sealed apart, each by its own key.
+type credentialRecord struct {
+	ID        string                  `json:"id"`
+	Name      string                  `json:"name"`
+	Type      string                  `json:"type"`
+	State     string                  `json:"state"` // active, revoked
+	Metadata  map[string]string       `json:"metadata,omitempty"`
+	Policy    policy.CredentialPolicy `json:"policy"`
+	Versions  []versionRecord         `json:"versions"`
+	CreatedAt time.Time               `json:"created_at"`
+	UpdatedAt time.Time               `json:"updated_at"`
+	// What the seed file said when it was last applied, as keyed hashes: of the value, and of all the rest.
+	SeededValue []byte `json:"seeded_value,omitempty"`
+	SeededRest  []byte `json:"seeded_rest,omitempty"`
+}
+
+type versionRecord struct {
+	Version   int       `json:"version"`
+	State     string    `json:"state"`
+	CreatedAt time.Time `json:"created_at"`
+	ValueMAC  []byte    `json:"value_mac"` // keyed hash of the value, so that an earlier one is known again
+}
+
+const (
+	stateActive    = "active"
+	stateRotated   = "rotated"
+	stateDestroyed = "destroyed"
+	stateRevoked   = "revoked"
+	stateExpired   = "expired"
+	stateDamaged   = "damaged"
+)
+
+func (c *credential) current() int { return c.rec.Versions[len(c.rec.Versions)-1].Version }
+
+func (c *credential) view() policy.Credential {
+	return policy.Credential{Name: c.rec.Name, Type: c.rec.Type, Metadata: c.rec.Metadata, Policy: c.rec.Policy}
+}
+
+func (r credentialRecord) clone() credentialRecord {
+	r.Versions = slices.Clone(r.Versions)
+	return r
+}
+
+// lease is a live lease. An ended one is only an endedLease.
+type lease struct {
+	id        string
+	owner     identity.Principal
+	session   string // "": not bound to one
+	cred      *credential
+	version   int
+	delivery  policy.Delivery
+	purpose   string
+	issued    time.Time
+	expires   time.Time
+	maxAt     time.Time
+	keep      bool      // policy: stays when its holder leaves
+	orphanEnd time.Time // zero: not orphaned
+	durable   bool      // its lease.created is on disk: only then may its value leave
+	at        int       // place in the heap
+}
+
+// deadline is when the lease ends if nobody does anything.
+func (l *lease) deadline() time.Time {
+	if !l.orphanEnd.IsZero() && l.orphanEnd.Before(l.expires) {
+		return l.orphanEnd
+	}
+	return l.expires
+}
+
+// live asks the clock, not the sweeper. A lease without an expiry is corruption: not live.
+func (l *lease) live(now time.Time) bool {
+	return !l.expires.IsZero() && now.Before(l.deadline())
+}
+
+func (l *lease) own() OwnLease {
+	return OwnLease{LeaseID: l.id, ExpiresAt: l.deadline(), Delivery: l.delivery}
+}
+
+type token struct {
+	rec     tokenRecord
+	ref     store.RecordRef
+	damaged bool
+}
+
+// tokenRecord is what is sealed about a token: never its text.
+type tokenRecord struct {
+	ID        string        `json:"id"`
+	Type      identity.Type `json:"type"`
+	Identity  string        `json:"identity"`
+	Hash      [32]byte      `json:"hash"`
+	CreatedAt time.Time     `json:"created_at"`
+	ExpiresAt time.Time     `json:"expires_at,omitzero"`
+	Revoked   bool          `json:"revoked,omitempty"`
+}
+
+func (t *token) principal() identity.Principal {
+	return identity.Principal{Type: t.rec.Type, Name: t.rec.Identity, Proof: identity.Token, By: "token:" + t.rec.ID}
+}
+
+func newIndex() *index {
+	return &index{
+		creds: map[string]*credential{}, byID: map[string]*credential{}, leases: map[string]*lease{},
+		holders: map[identity.Holder]map[*lease]struct{}{}, owners: map[identity.Principal]map[*lease]struct{}{},
+		ended: newEndedRing(), tokens: map[string]*token{}, removed: map[string]bool{},
+		destroy: map[store.ValueRef]string{}, secrets: map[[32]byte]*token{},
+	}
+}
+
+func (ix *index) addCredential(c *credential) {
+	ix.creds[c.rec.Name], ix.byID[c.rec.ID] = c, c
+	if at, found := slices.BinarySearch(ix.names, c.rec.Name); !found {
+		ix.names = slices.Insert(ix.names, at, c.rec.Name)
+	}
+	delete(ix.removed, c.rec.Name)
+}
+
+func (ix *index) dropCredential(c *credential) {
+	delete(ix.creds, c.rec.Name)
+	delete(ix.byID, c.rec.ID)
+	if at, found := slices.BinarySearch(ix.names, c.rec.Name); found {
+		ix.names = slices.Delete(ix.names, at, at+1)
+	}
+	ix.removed[c.rec.Name] = true
+}
+
+func (ix *index) addLease(l *lease) {
+	ix.leases[l.id] = l
+	l.cred.leases[l] = struct{}{}
+	put(ix.holders, l.owner.Holder(), l)
+	put(ix.owners, l.owner, l)
+	heap.Push(&ix.due, l)
+}
+
+func (ix *index) endLease(l *lease, state State, at time.Time) {
+	delete(ix.leases, l.id)
+	delete(l.cred.leases, l)
+	drop(ix.holders, l.owner.Holder(), l)
+	drop(ix.owners, l.owner, l)
+	heap.Remove(&ix.due, l.at)
+	ix.ended.add(endedLease{ID: l.id, Owner: l.owner, State: state, Issued: l.issued, At: at})
+	ix.retire(l.cred, l.version)
+}
+
+// retire notes a rotated version for destruction once no lease uses it.
+func (ix *index) retire(c *credential, version int) {
+	for _, v := range c.rec.Versions {
+		if v.Version == version && v.State == stateRotated && !c.used(version) {
+			ix.destroy[store.ValueRef{CredentialID: c.rec.ID, Version: version}] = c.rec.Name
+		}
+	}
+}
+
+func (c *credential) used(version int) bool {
+	for l := range c.leases {
+		if l.version == version {
+			return true
+		}
+	}
+	return false
+}
+
+func put[K comparable](m map[K]map[*lease]struct{}, k K, l *lease) {
+	if m[k] == nil {
+		m[k] = map[*lease]struct{}{}
+	}
+	m[k][l] = struct{}{}
+}
+
+func drop[K comparable](m map[K]map[*lease]struct{}, k K, l *lease) {
+	delete(m[k], l)
+	if len(m[k]) == 0 {
+		delete(m, k)
+	}
+}
+
+// byExpiry returns the leases in set that are live at now, the one that ends first at the front.
+func byExpiry(set map[*lease]struct{}, now time.Time) []*lease {
+	live := make([]*lease, 0, len(set))
+	for l := range set {
+		if l.live(now) {
+			live = append(live, l)
+		}
+	}
+	slices.SortFunc(live, func(a, b *lease) int {
+		return cmp.Or(a.deadline().Compare(b.deadline()), cmp.Compare(a.id, b.id))
+	})
+	return live
+}
+
+// apply does to the index what e tells. Records of credentials and tokens are not in the trail: rec is their new
+// content where the caller has it (a change being made), nil when replaying, where loadRecords reads the last one.
+func (ix *index) apply(e *store.Entry, rec any) error {
+	ix.seq = e.Seq
+	switch e.Event {
+	case store.EventCredentialCreated, store.EventCredentialUpdated, store.EventCredentialRotated,
+		store.EventCredentialRevoked, store.EventVersionDestroyed:
+		return ix.applyCredential(e, rec)
+	case store.EventCredentialDeleted:
+		c := ix.byID[e.CredentialID]
+		if c == nil {
+			return fmt.Errorf("entry %d deletes a credential that is not there", e.Seq)
+		}
+		for version := range c.values {
+			ix.destroy[store.ValueRef{CredentialID: c.rec.ID, Version: version}] = c.rec.Name
+		}
+		ix.dropCredential(c)
+	case store.EventTokenCreated, store.EventTokenRotated, store.EventTokenRevoked:
+		ix.applyToken(e, rec)
+	case store.EventPolicyLoaded:
+		ix.policy = policyMark{Hash: e.Details["hash"], File: e.Details["file"]}
+	case store.EventLeaseCreated, store.EventLeaseRenewed, store.EventLeaseOrphaned, store.EventLeaseAdopted,
+		store.EventLeaseReleased, store.EventLeaseExpired, store.EventLeaseRevoked:
+		return ix.applyLease(e)
+	}
+	return nil
+}
+
+func (ix *index) applyCredential(e *store.Entry, rec any) error {
+	c := ix.byID[e.CredentialID]
+	if e.Event == store.EventVersionDestroyed {
+		delete(ix.destroy, store.ValueRef{CredentialID: e.CredentialID, Version: e.Version})
+		if c == nil {
+			return nil // of a credential that was removed
+		}
+	}
+	if c == nil {
+		c = &credential{values: map[int]store.RecordRef{}, leases: map[*lease]struct{}{}}
+		c.rec.ID, c.rec.Name = e.CredentialID, e.Credential
+		ix.addCredential(c)
+	}
+	if r, ok := rec.(credentialRecord); ok {
+		c.rec = r
+		for _, v := range r.Versions {
+			ix.retire(c, v.Version)
+		}
+	}
+	ix.noteRefs(c, e)
+	return nil
+}
+
+// noteRefs keeps where the newest record and each value of c are, and what they must hash to. Before its group is
+// written an Entry has no refs: the committer's answer brings them.
+func (ix *index) noteRefs(c *credential, e *store.Entry) {
+	for _, ref := range e.Records {
+		switch ref.Kind {
+		case store.KindCredential:
+			c.ref = ref
+		case store.KindValue:
+			c.values[ref.Version] = ref
+		}
+	}
+}
+
+func (ix *index) applyToken(e *store.Entry, rec any) {
+	id := e.Details["token_id"]
+	t := ix.tokens[id]
+	if t == nil {
+		t = &token{}
+		t.rec.ID = id
+		ix.tokens[id] = t
+	}
+	if r, ok := rec.(tokenRecord); ok {
+		delete(ix.secrets, t.rec.Hash)
+		t.rec = r
+		ix.secrets[r.Hash] = t
+	}
+	for _, ref := range e.Records {
+		t.ref = ref
+	}
+}
+
+func (ix *index) applyLease(e *store.Entry) error {
+	if e.Event == store.EventLeaseCreated {
+		return ix.applyCreated(e)
+	}
+	l := ix.leases[e.LeaseID]
+	if l == nil {
+		return fmt.Errorf("entry %d (%s) is about lease %s, which is not live", e.Seq, e.Event, e.LeaseID)
+	}
+	switch e.Event {
+	case store.EventLeaseRenewed:
+		l.expires = detailTime(e, "expires_at")
+		l.maxAt = detailTime(e, "max_expires_at")
+	case store.EventLeaseOrphaned:
+		l.session, l.orphanEnd = "", detailTime(e, "ends_at")
+	case store.EventLeaseAdopted:
+		l.session, l.orphanEnd = e.Identity.Session, time.Time{}
+	case store.EventLeaseReleased:
+		ix.endLease(l, Released, e.Time)
+		return nil
+	case store.EventLeaseExpired:
+		ix.endLease(l, Expired, e.Time)
+		return nil
+	case store.EventLeaseRevoked:
+		ix.endLease(l, Revoked, e.Time)
+		return nil
+	}
+	heap.Fix(&ix.due, l.at)
+	return nil
+}
+
+func (ix *index) applyCreated(e *store.Entry) error {
+	c := ix.byID[e.CredentialID]
+	if c == nil {
+		return fmt.Errorf("entry %d leases a credential that is not there", e.Seq)
+	}
+	proof, err := identity.ParseProof(e.Identity.Proof)
+	if err != nil {
+		return fmt.Errorf("entry %d: %w", e.Seq, err)
+	}
+	keep, _ := strconv.ParseBool(e.Details["keep_on_disconnect"])
+	l := &lease{
+		id: e.LeaseID, cred: c, version: e.Version, purpose: e.Purpose, issued: e.Time, keep: keep,
+		owner:    identity.Principal{Type: identity.Type(e.Identity.Type), Name: e.Identity.Name, Proof: proof, By: e.Identity.By},
+		delivery: policy.Delivery(e.Details["delivery"]), session: e.Identity.Session,
+		expires: detailTime(e, "expires_at"), maxAt: detailTime(e, "max_expires_at"),
+	}
+	if keep {
+		l.session = ""
+	}
+	ix.addLease(l)
+	return nil
+}
+
+// detailTime reads a time of an Entry; one that can't be read is zero, which every use takes for "ended".
+func detailTime(e *store.Entry, field string) time.Time {
+	t, err := time.Parse(time.RFC3339Nano, e.Details[field])
+	if err != nil {
+		return time.Time{}
+	}
+	return t
+}
+
+// loadRecords unseals the newest record of each credential and token after a replay. One that is not what the trail
+// says was written is marked damaged and refused; the others are served.
+func (ix *index) loadRecords(s *store.Store) (damaged []error) {
+	for _, c := range ix.creds {
+		if err := loadRecord(s, c.ref, c.rec.ID, &c.rec); err != nil {
+			c.damaged = err.Error()
+			damaged = append(damaged, fmt.Errorf("credential %s: %w", c.rec.Name, err))
+			continue
+		}
+		for _, v := range c.rec.Versions {
+			ix.retire(c, v.Version)
+		}
+	}
+	for id, t := range ix.tokens {
+		if err := loadRecord(s, t.ref, id, &t.rec); err != nil {
+			t.damaged = true
+			damaged = append(damaged, fmt.Errorf("token %s: %w", id, err))
+			continue
+		}
+		ix.secrets[t.rec.Hash] = t
+	}
+	return damaged
+}
+
+func loadRecord(s *store.Store, ref store.RecordRef, id string, into any) error {
+	plain, err := s.Record(ref.Kind, id, ref)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(plain, into)
+}
+
+// deadlines is a heap of live leases, the next to end on top.
+type deadlines []*lease
+
+func (d deadlines) Len() int           { return len(d) }
+func (d deadlines) Less(i, j int) bool { return d[i].deadline().Before(d[j].deadline()) }
+func (d deadlines) Swap(i, j int) {
+	d[i], d[j] = d[j], d[i]
+	d[i].at, d[j].at = i, j
+}
+func (d *deadlines) Push(x any) {
+	l := x.(*lease)
+	l.at = len(*d)
+	*d = append(*d, l)
+}
+func (d *deadlines) Pop() any {
+	old := *d
+	l := old[len(old)-1]
+	old[len(old)-1] = nil
+	*d = old[:len(old)-1]
+	return l
+}

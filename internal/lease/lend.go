@@ -1,0 +1,334 @@
+package lease
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+	"unicode/utf8"
+
+	"keylease/internal/identity"
+	"keylease/internal/secret"
+	"keylease/internal/ttl"
+	"keylease/policy"
+	"keylease/store"
+)
+
+// built is what this version can deliver. What policy allows beyond it is not offered.
+var built = [...]policy.Delivery{policy.Value}
+
+// Lease opens a lease for caller, or says in a Refusal why not. When it returns without error the grant is on disk.
+func (b *Broker) Lease(_ context.Context, caller identity.Caller, r Request) (Grant, error) {
+	if utf8.RuneCountInString(r.Purpose) > MaxPurpose {
+		return Grant{}, invalid("purpose is longer than %d characters", MaxPurpose)
+	}
+	b.mu.Lock()
+	l, d, w, err := b.admit(caller, r)
+	b.mu.Unlock()
+	if err != nil {
+		return Grant{}, b.denied(caller, r.Credential, "", "lease", r.Purpose, r.Delivery, err)
+	}
+	if _, err := b.settle(w); err != nil {
+		return Grant{}, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l.durable = true
+	b.poke()
+	return grant(l, l.issued, d.Capped), nil
+}
+
+// admit decides and, where the answer is yes, makes the lease. Caller holds mu.
+func (b *Broker) admit(caller identity.Caller, r Request) (*lease, policy.Decision, written, error) {
+	now := b.cfg.Now().UTC()
+	var none policy.Decision
+	if err := b.begin(caller, now); err != nil {
+		return nil, none, written{}, err
+	}
+	c := b.ix.creds[r.Credential]
+	if c == nil || c.state() != stateActive {
+		return nil, none, written{}, notAvailable()
+	}
+	d := b.policy.current.Decide(policy.Request{Identity: caller.Principal, Credential: c.view(), TTL: r.TTL,
+		Purpose: r.Purpose, Delivery: r.Delivery})
+	delivery, err := permitted(d, r)
+	if err != nil {
+		return nil, none, written{}, err
+	}
+	if err := b.room(c, caller.Principal, d, now); err != nil {
+		return nil, none, written{}, err
+	}
+	e := entry(store.EventLeaseCreated, caller)
+	e.Time, e.LeaseID, e.Credential, e.CredentialID = now, newID("ls_"), c.rec.Name, c.rec.ID
+	e.Version, e.Purpose = c.current(), CleanText(r.Purpose, MaxPurpose)
+	e.Details = map[string]string{
+		"delivery": string(delivery), "ttl": ttl.Format(d.TTL), "ttl_capped": formatBool(d.Capped),
+		"expires_at": stamp(now.Add(d.TTL)), "max_expires_at": stamp(now.Add(d.MaxTTL)),
+		"rule": d.Rule, "transport": caller.Transport, "keep_on_disconnect": formatBool(d.KeepOnDisconnect),
+	}
+	if b.policy.current != nil {
+		e.Details["policy_hash"] = b.policy.current.Hash()
+	}
+	w, err := b.submit(store.Change{Entry: e}, nil)
+	if err != nil {
+		return nil, none, written{}, err
+	}
+	l := b.ix.leases[e.LeaseID]
+	// The session may have ended while this call was on its way: then nobody is left to come back for it.
+	if l.session != "" && b.sessions[l.session] != l.owner {
+		w, err = b.orphan(l, now, "session ended")
+	}
+	return l, d, w, err
+}
+
+// begin is how every agent's verb starts: a principal, a store that records, its rate, the policy of now, and
+// nothing counted that has ended. Caller holds mu.
+func (b *Broker) begin(caller identity.Caller, now time.Time) error {
+	b.lastCall = now
+	if caller.Principal == (identity.Principal{}) {
+		return refuse(Unauthenticated, "this connection has not proved who it is", "Ask the operator for a valid keylease token.")
+	}
+	if err := b.ready(); err != nil {
+		return err
+	}
+	if err := b.refreshPolicy(); err != nil {
+		return err
+	}
+	if err := b.spend(caller.Principal, now); err != nil {
+		return err
+	}
+	return b.expireDue(now)
+}
+
+// permitted turns a decision into the delivery that is used, or into the refusal that the caller may see.
+func permitted(d policy.Decision, r Request) (policy.Delivery, error) {
+	if !d.Allow {
+		return "", notAvailable()
+	}
+	if d.Approval != policy.None && d.Approval != "" {
+		return "", refuse(ApprovalDenied, "this credential is lent only with a person's approval, which this version of keylease cannot ask for",
+			"Ask the operator for another way; do not look for this key elsewhere.")
+	}
+	if d.PurposeRequired && r.Purpose == "" {
+		return "", refuse(InvalidArgument, "this credential is lent only with a purpose", "Call again with purpose: one line that tells a human what you will do with it.")
+	}
+	open := deliverable(d)
+	if r.Delivery == "" && len(open) > 0 {
+		return open[0], nil
+	}
+	if !slices.Contains(open, r.Delivery) {
+		return "", refuse(DeliveryUnavailable, "this credential can't be delivered to you in that way",
+			fmt.Sprintf("Open to you here: %v. Leave delivery out to get the least exposing one, or ask the operator.", open))
+	}
+	return r.Delivery, nil
+}
+
+// deliverable is what policy allows and this version has, least exposing first.
+func deliverable(d policy.Decision) []policy.Delivery {
+	open := []policy.Delivery{}
+	for _, way := range d.Deliveries {
+		if slices.Contains(built[:], way) {
+			open = append(open, way)
+		}
+	}
+	return open
+}
+
+// room refuses where one more lease would be over a limit in force. The index is exact: nobody is between this
+// count and the lease that follows it. Caller holds mu.
+func (b *Broker) room(c *credential, p identity.Principal, d policy.Decision, now time.Time) error {
+	if d.MaxLeases > 0 && len(c.leases) >= d.MaxLeases {
+		live := byExpiry(c.leases, now)
+		if len(live) >= d.MaxLeases {
+			return limitReached(fmt.Sprintf("all %d leases that this credential allows at a time are in use", d.MaxLeases), live[len(live)-d.MaxLeases], live, p, now)
+		}
+	}
+	if d.Limit == nil {
+		return nil
+	}
+	var counted []*lease
+	for _, l := range byExpiry(b.ix.holders[p.Holder()], now) {
+		if d.Limit.Covers(l.cred.view()) {
+			counted = append(counted, l)
+		}
+	}
+	if len(counted) >= d.Limit.Max {
+		return limitReached(fmt.Sprintf("you hold %d leases, as many as the policy allows you at a time here", len(counted)), counted[len(counted)-d.Limit.Max], counted, p, now)
+	}
+	return nil
+}
+
+// limitReached tells the caller which of the leases in its way are its own, so that a forgetful agent renews
+// instead of piling up. frees is the lease whose end makes room if nobody releases.
+func limitReached(message string, frees *lease, live []*lease, p identity.Principal, now time.Time) error {
+	r := refuse(LeaseLimit, message, "Wait for retry_after, or ask the operator; do not look for this key elsewhere.")
+	for _, l := range live {
+		if l.owner == p {
+			r.YourLeases = append(r.YourLeases, l.own())
+		}
+	}
+	if len(r.YourLeases) > 0 {
+		r.Hint = "Use or renew (lease_credential with lease_id) one of your_leases, or release those you no longer need; do not lease again."
+	}
+	r.RetryAfter = max(frees.deadline().Sub(now), time.Second)
+	return r
+}
+
+// Renew extends a lease of the caller's own. The answer never holds the value.
+func (b *Broker) Renew(_ context.Context, caller identity.Caller, r RenewRequest) (Grant, error) {
+	b.mu.Lock()
+	now := b.cfg.Now().UTC()
+	l, capped, w, err := b.extend(caller, r, now)
+	var g Grant
+	if err == nil {
+		g = grant(l, now, capped)
+	}
+	b.mu.Unlock()
+	if err != nil {
+		return Grant{}, b.denied(caller, r.Credential, r.LeaseID, "renew", "", r.Delivery, err)
+	}
+	if _, err := b.settle(w); err != nil {
+		return Grant{}, err
+	}
+	b.poke()
+	return g, nil
+}
+
+func (b *Broker) extend(caller identity.Caller, r RenewRequest, now time.Time) (*lease, bool, written, error) {
+	if err := b.begin(caller, now); err != nil {
+		return nil, false, written{}, err
+	}
+	l, err := b.find(caller.Principal, r.LeaseID, now)
+	if err != nil {
+		return nil, false, written{}, err
+	}
+	if r.Credential != "" && r.Credential != l.cred.rec.Name || r.Delivery != "" && r.Delivery != l.delivery {
+		return nil, false, written{}, refuse(InvalidArgument, "credential and delivery must be the lease's own when you renew",
+			"Leave them out, or leave lease_id out to open another lease.")
+	}
+	d := b.policy.current.Decide(policy.Request{Identity: caller.Principal, Credential: l.cred.view(), TTL: r.TTL,
+		Purpose: l.purpose, Delivery: l.delivery})
+	if !d.Allow || !slices.Contains(deliverable(d), l.delivery) || d.Approval != policy.None && d.Approval != "" {
+		return nil, false, written{}, notAvailable()
+	}
+	ceiling := l.issued.Add(d.MaxTTL)
+	if ceiling.Sub(now) < time.Second {
+		return nil, false, written{}, refuse(LeaseEnded, "this lease cannot be extended any further; it ends at "+l.deadline().Format(time.RFC3339),
+			"Finish by then and release it; lease the credential again if the work goes on.")
+	}
+	expires, capped := now.Add(d.TTL), d.Capped
+	if expires.After(ceiling) {
+		expires, capped = ceiling, true
+	}
+	if r.TTL == 0 && expires.Before(l.expires) {
+		expires = l.expires
+	}
+	e := entry(store.EventLeaseRenewed, caller)
+	e.Time, e.LeaseID, e.Credential, e.CredentialID, e.Version = now, l.id, l.cred.rec.Name, l.cred.rec.ID, l.version
+	e.Details = map[string]string{"expires_at": stamp(expires), "max_expires_at": stamp(ceiling),
+		"ttl": ttl.Format(expires.Sub(now)), "ttl_capped": formatBool(capped), "rule": d.Rule}
+	if b.policy.current != nil {
+		e.Details["policy_hash"] = b.policy.current.Hash()
+	}
+	w, err := b.submit(store.Change{Entry: e}, nil)
+	return l, capped, w, err
+}
+
+// Release ends a lease of the caller's own. It is effective before it returns, and may be said twice.
+func (b *Broker) Release(_ context.Context, caller identity.Caller, id string) (Ended, error) {
+	b.mu.Lock()
+	ended, w, err := b.giveBack(caller, id)
+	b.mu.Unlock()
+	if err != nil {
+		return Ended{}, b.denied(caller, "", id, "release", "", "", err)
+	}
+	if w.pending != nil {
+		if _, err := b.settle(w); err != nil {
+			return Ended{}, err
+		}
+	}
+	return ended, nil
+}
+
+func (b *Broker) giveBack(caller identity.Caller, id string) (Ended, written, error) {
+	now := b.cfg.Now().UTC()
+	if err := b.begin(caller, now); err != nil && AsRefusal(err).Code != RateLimited {
+		return Ended{}, written{}, err // giving back what one holds is never rate limited
+	}
+	if past, ok := b.ix.ended.get(id, caller.Principal, now); ok {
+		return Ended{id, past.State, past.At, past.At.Sub(past.Issued)}, written{}, nil
+	}
+	l, err := b.find(caller.Principal, id, now)
+	if err != nil {
+		return Ended{}, written{}, err
+	}
+	ended, w, err := b.end(l, store.EventLeaseReleased, caller, now, "")
+	return ended, w, err
+}
+
+// end writes a lease's one terminal Entry. Caller holds mu.
+func (b *Broker) end(l *lease, event store.Event, by identity.Caller, now time.Time, reason string) (Ended, written, error) {
+	e := entry(event, by)
+	if by.Principal == (identity.Principal{}) {
+		e.Identity = entryIdentity(l.owner, "", "", "")
+	}
+	e.Time, e.LeaseID, e.Credential, e.CredentialID, e.Version = now, l.id, l.cred.rec.Name, l.cred.rec.ID, l.version
+	e.Details = map[string]string{"held_for": ttl.Format(now.Sub(l.issued))}
+	if reason != "" {
+		e.Details["reason"] = reason
+	}
+	if e.Identity.By != l.owner.By || e.Identity.Name != l.owner.Name {
+		e.Details["by"] = "admin"
+	}
+	w, err := b.submit(store.Change{Entry: e}, nil)
+	state := map[store.Event]State{store.EventLeaseReleased: Released, store.EventLeaseExpired: Expired, store.EventLeaseRevoked: Revoked}[event]
+	return Ended{l.id, state, now, now.Sub(l.issued)}, w, err
+}
+
+// find returns p's own live lease. Caller holds mu.
+func (b *Broker) find(p identity.Principal, id string, now time.Time) (*lease, error) {
+	if l := b.ix.leases[id]; l != nil && l.owner == p && l.live(now) {
+		return l, nil
+	}
+	if _, ok := b.ix.ended.get(id, p, now); ok {
+		return nil, refuse(LeaseEnded, "this lease has ended", hintEnded)
+	}
+	return nil, notAvailable()
+}
+
+// Reveal is the one door by which a value leaves: to the owner of a live lease that is on disk and was granted for
+// delivery by value. The caller wipes what it gets.
+func (b *Broker) Reveal(_ context.Context, caller identity.Caller, id string) (secret.Secret, error) {
+	b.mu.Lock()
+	l, err := b.find(caller.Principal, id, b.cfg.Now())
+	if err == nil && (!l.durable || l.delivery != policy.Value) {
+		err = notAvailable()
+	}
+	if err != nil {
+		b.mu.Unlock()
+		return secret.Secret{}, err
+	}
+	credentialID, version, ref := l.cred.rec.ID, l.version, l.cred.values[l.version]
+	b.mu.Unlock()
+	value, err := b.store.Value(credentialID, version, ref)
+	if err != nil {
+		return secret.Secret{}, b.fault(fmt.Errorf("unsealing version %d of %s: %w", version, l.cred.rec.Name, err))
+	}
+	return value, nil
+}
+
+func (c *credential) state() string {
+	if c.damaged != "" {
+		return stateDamaged
+	}
+	return c.rec.State
+}
+
+func grant(l *lease, from time.Time, capped bool) Grant {
+	return Grant{LeaseID: l.id, Credential: l.cred.rec.Name, Type: l.cred.rec.Type, Version: l.version,
+		Delivery: l.delivery, IssuedAt: l.issued, ExpiresAt: l.expires, MaxExpiresAt: l.maxAt,
+		TTL: l.expires.Sub(from), Capped: capped, SessionBound: l.session != "", Metadata: maps.Clone(l.cred.rec.Metadata)}
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }

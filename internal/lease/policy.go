@@ -1,0 +1,185 @@
+package lease
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strconv"
+	"time"
+
+	"keylease/internal/identity"
+	"keylease/internal/ttl"
+	"keylease/policy"
+	"keylease/store"
+)
+
+// PolicyRead is one look at the policy file.
+type PolicyRead struct {
+	Name  string // for messages
+	Data  []byte // nil when Stamp is the one that was given: nothing changed
+	Stamp string // changes whenever the file does
+	Err   error  // fs.ErrNotExist: there is no file
+}
+
+type policyState struct {
+	current *policy.Policy // nil: this store never had one
+	name    string
+	stamp   string
+	problem string // why the file on disk is not what governs
+}
+
+// PolicyStatus tells an operator which policy governs.
+type PolicyStatus struct {
+	Present bool   `json:"present"`
+	Hash    string `json:"hash"`
+	File    string `json:"file"`
+	Problem string `json:"problem,omitempty"`
+}
+
+// PolicyStatus reports the policy in force and why the file on disk may not be it.
+func (b *Broker) PolicyStatus() PolicyStatus {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := PolicyStatus{Present: b.policy.current != nil, File: b.policy.name, Problem: b.policy.problem}
+	if s.Present {
+		s.Hash = b.policy.current.Hash()
+	}
+	return s
+}
+
+// openPolicy decides what governs at a start: the file, or nothing where there never was one. A store that had a
+// policy does not start without it unless told to.
+func (b *Broker) openPolicy() error {
+	if b.cfg.DropPolicy {
+		if b.ix.policy.Hash == "" {
+			return nil
+		}
+		_, err := b.change(store.Change{Entry: store.Entry{Event: store.EventPolicyLoaded,
+			Details: map[string]string{"hash": "", "reason": "dropped by --no-policy"}}}, nil)
+		b.cfg.PolicyFile = nil
+		return err
+	}
+	if b.cfg.PolicyFile == nil {
+		return b.requireNoPolicy(fs.ErrNotExist, b.ix.policy.File)
+	}
+	read := b.cfg.PolicyFile("")
+	b.policy.name = read.Name
+	if read.Err != nil {
+		if !errors.Is(read.Err, fs.ErrNotExist) {
+			return fmt.Errorf("reading the policy: %w", read.Err)
+		}
+		return b.requireNoPolicy(read.Err, read.Name)
+	}
+	p, err := policy.Parse(read.Name, read.Data)
+	if err != nil {
+		return err
+	}
+	b.policy.stamp = read.Stamp
+	return b.govern(p)
+}
+
+func (b *Broker) requireNoPolicy(err error, name string) error {
+	if b.ix.policy.Hash == "" {
+		return nil
+	}
+	return fmt.Errorf("the policy that governed this store is gone (%s): %w: put it back, or start once with --no-policy to go on without one", name, err)
+}
+
+// refreshPolicy looks whether the file changed and lets a sound new one govern from its Entry on. A malformed,
+// unreadable or vanished file changes nothing but what PolicyStatus says. Caller holds mu.
+func (b *Broker) refreshPolicy() error {
+	if b.cfg.PolicyFile == nil {
+		return nil
+	}
+	read := b.cfg.PolicyFile(b.policy.stamp)
+	switch {
+	case read.Err != nil && errors.Is(read.Err, fs.ErrNotExist) && b.policy.current == nil:
+		return nil // there is none, and never was
+	case read.Err != nil:
+		return b.rejectPolicy(read, fmt.Errorf("the policy file can't be read: %w", read.Err))
+	case read.Data == nil:
+		return nil
+	}
+	p, err := policy.Parse(read.Name, read.Data)
+	if err != nil {
+		return b.rejectPolicy(read, err)
+	}
+	b.policy.stamp, b.policy.problem, b.policy.name = read.Stamp, "", read.Name
+	if b.policy.current != nil && b.policy.current.Hash() == p.Hash() {
+		return nil
+	}
+	return b.govern(p)
+}
+
+// govern writes the policy.loaded Entry. What is decided later stands behind it in the trail, so nothing needs to
+// wait for the disk here: if this can't be written, neither can that. Caller holds mu.
+func (b *Broker) govern(p *policy.Policy) error {
+	b.policy.current = p
+	if b.ix.policy.Hash == p.Hash() {
+		return nil // the one that governed when the daemon stopped
+	}
+	_, err := b.submit(store.Change{Entry: store.Entry{Event: store.EventPolicyLoaded,
+		Details: map[string]string{"hash": p.Hash(), "file": b.policy.name}}}, nil)
+	return err
+}
+
+func (b *Broker) rejectPolicy(read PolicyRead, why error) error {
+	stamp := read.Stamp
+	if read.Err != nil {
+		stamp = "unreadable: " + read.Err.Error()
+	}
+	if stamp == b.policy.stamp {
+		return nil
+	}
+	b.policy.stamp, b.policy.problem = stamp, why.Error()
+	b.cfg.Log.Error().Str("file", read.Name).Str("why", why.Error()).Msg("the policy file is not usable; the last one goes on governing")
+	sum := sha256.Sum256(read.Data)
+	_, err := b.submit(store.Change{Entry: store.Entry{Event: store.EventPolicyRejected,
+		Details: map[string]string{"hash": hex.EncodeToString(sum[:]), "file": read.Name, "reason": clip(why.Error(), 500)}}}, nil)
+	return err
+}
+
+// ReloadPolicy looks at the file now rather than at the next decision.
+func (b *Broker) ReloadPolicy(context.Context) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ready() == nil {
+		_ = b.refreshPolicy() // a fault was logged where it arose
+	}
+}
+
+// Explain says what the policy would answer p, and why.
+func (b *Broker) Explain(_ context.Context, p identity.Principal, name string) (policy.Decision, []policy.Step, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c := b.ix.creds[name]
+	if c == nil {
+		return policy.Decision{}, nil, notFound("credential", name)
+	}
+	if err := b.refreshPolicy(); err != nil {
+		return policy.Decision{}, nil, err
+	}
+	r := policy.Request{Identity: p, Credential: c.view()}
+	return b.policy.current.Decide(r), b.policy.current.Explain(r), nil
+}
+
+// rotationDue reports whether the admin's rotateEvery has passed since the current version was stored.
+func (c *credential) rotationDue(now time.Time) bool {
+	every, err := ttl.Parse(c.rec.Metadata["rotateEvery"])
+	if err != nil || len(c.rec.Versions) == 0 {
+		return false
+	}
+	return !now.Before(c.rec.Versions[len(c.rec.Versions)-1].CreatedAt.Add(every))
+}
+
+func formatBool(v bool) string { return strconv.FormatBool(v) }
+
+func clip(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return s[:n] + "…"
+}

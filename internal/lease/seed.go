@@ -1,0 +1,153 @@
+package lease
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"keylease/internal/identity"
+	"keylease/store"
+)
+
+// seedMarks remember what a seed file said, as keyed hashes, so that a file left in place is applied only where it
+// changed since it was last applied.
+type seedMarks struct{ value, rest []byte }
+
+func (b *Broker) marks(i SeedItem) seedMarks {
+	rest, err := json.Marshal(struct {
+		Type     string
+		Metadata map[string]string
+		Policy   any
+	}{i.Type, i.Metadata, i.Policy})
+	if err != nil {
+		panic(err) // strings and numbers: cannot fail
+	}
+	mac := b.store.MAC("seed-values", append([]byte("item\x00"), rest...))
+	m := seedMarks{rest: mac[:]}
+	if i.HasValue {
+		m.value = b.valueMAC(i.Value)
+	}
+	return m
+}
+
+// Seed applies a seed file. It is idempotent: an item is compared with what was last seeded, not with what is there,
+// so that nothing edited, rotated, removed or revoked since is undone; such an item is a conflict, which force
+// overrides, recorded. One faulty item and nothing of the file is applied.
+func (b *Broker) Seed(_ context.Context, admin identity.Caller, items []SeedItem, force bool) ([]SeedResult, error) {
+	var faults []error
+	for i := range items {
+		if !items[i].HasValue {
+			continue
+		}
+		checked, err := items[i].check()
+		if err != nil {
+			faults = append(faults, fmt.Errorf("line %d: %w", items[i].Line, err))
+			continue
+		}
+		items[i].NewCredential = checked
+	}
+	if err := errors.Join(faults...); err != nil {
+		return nil, refuse(InvalidArgument, "nothing was seeded:\n"+err.Error(), "Correct these items and seed again.")
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.ready(); err != nil {
+		return nil, err
+	}
+	results := []SeedResult{}
+	for _, item := range items {
+		r, err := b.seedOne(admin, item, force)
+		if err != nil {
+			return results, err
+		}
+		results = append(results, r)
+	}
+	return results, nil
+}
+
+func (b *Broker) seedOne(admin identity.Caller, item SeedItem, force bool) (SeedResult, error) {
+	c, marks := b.ix.creds[item.Name], b.marks(item)
+	switch {
+	case !item.HasValue:
+		return b.seedConsumed(admin, item, c, marks)
+	case c == nil && b.ix.removed[item.Name] && !force:
+		return b.seedConflict(admin, item, "it was removed, and a seed file does not bring it back")
+	case c == nil:
+		_, err := b.create(admin, item.NewCredential, &marks)
+		return SeedResult{Name: item.Name, Action: "created"}, err
+	case c.damaged != "" || c.rec.State == stateRevoked:
+		if !force {
+			return b.seedConflict(admin, item, "it is "+c.state()+", and a seed file does not bring it back")
+		}
+		if err := b.remove(admin, c); err != nil {
+			return SeedResult{}, err
+		}
+		_, err := b.create(admin, item.NewCredential, &marks)
+		return SeedResult{Name: item.Name, Action: "created", Reason: "forced"}, err
+	case bytes.Equal(c.rec.SeededValue, marks.value) && bytes.Equal(c.rec.SeededRest, marks.rest):
+		return SeedResult{Name: item.Name, Action: "unchanged"}, nil
+	case c.rec.Type != item.Type:
+		return b.seedConflict(admin, item, "its type is "+c.rec.Type+", which can't change")
+	}
+	return b.seedChange(admin, item, c, marks, force)
+}
+
+// seedChange applies to a credential that is there what differs from what was last seeded.
+func (b *Broker) seedChange(admin identity.Caller, item SeedItem, c *credential, marks seedMarks, force bool) (SeedResult, error) {
+	action := "unchanged"
+	if !bytes.Equal(c.rec.SeededValue, marks.value) && !bytes.Equal(c.latest().ValueMAC, marks.value) {
+		if c.had(marks.value) && !force {
+			return b.seedConflict(admin, item, "the value is one that was rotated out, and a seed file does not bring it back")
+		}
+		if err := b.rotate(admin, c, item.Value, &marks, map[string]string{"source": "seed", "forced": formatBool(force)}); err != nil {
+			return SeedResult{}, err
+		}
+		action = "rotated"
+	}
+	rec := c.rec.clone()
+	rec.SeededValue, rec.UpdatedAt = marks.value, b.cfg.Now().UTC()
+	if !bytes.Equal(rec.SeededRest, marks.rest) {
+		rec.Metadata, rec.Policy, rec.SeededRest = item.Metadata, item.Policy, marks.rest
+		if action == "unchanged" {
+			action = "updated"
+		}
+	} else if action == "rotated" {
+		return SeedResult{Name: item.Name, Action: action}, nil
+	}
+	err := b.write(admin, store.EventCredentialUpdated, rec, nil, map[string]string{"source": "seed"})
+	return SeedResult{Name: item.Name, Action: action}, err
+}
+
+// seedConsumed is for an item whose value was moved into the store: all but the value may still change.
+func (b *Broker) seedConsumed(admin identity.Caller, item SeedItem, c *credential, marks seedMarks) (SeedResult, error) {
+	if c == nil || c.state() != stateActive {
+		return b.seedConflict(admin, item, "it has no value in the file, and the store does not have it")
+	}
+	marks.value = c.rec.SeededValue
+	item.Type = c.rec.Type
+	if bytes.Equal(c.rec.SeededRest, marks.rest) {
+		return SeedResult{Name: item.Name, Action: "unchanged"}, nil
+	}
+	return b.seedChange(admin, item, c, marks, false)
+}
+
+func (b *Broker) seedConflict(admin identity.Caller, item SeedItem, reason string) (SeedResult, error) {
+	e := entry(store.EventSeedConflict, admin)
+	e.Credential, e.Details = item.Name, map[string]string{"reason": reason, "line": strconv.Itoa(item.Line)}
+	_, err := b.change(store.Change{Entry: e}, nil)
+	return SeedResult{Name: item.Name, Action: "conflict", Reason: reason}, err
+}
+
+func (c *credential) latest() versionRecord { return c.rec.Versions[len(c.rec.Versions)-1] }
+
+func (c *credential) had(mac []byte) bool {
+	for _, v := range c.rec.Versions {
+		if bytes.Equal(v.ValueMAC, mac) {
+			return true
+		}
+	}
+	return false
+}

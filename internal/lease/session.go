@@ -1,0 +1,113 @@
+package lease
+
+import (
+	"context"
+	"time"
+
+	"keylease/internal/identity"
+	"keylease/store"
+)
+
+// Attach says that a session of caller is alive. The first time, it adopts the leases that the same principal's
+// ended sessions left behind. Cheap and idempotent; callers without a session are nobody to attach.
+func (b *Broker) Attach(_ context.Context, caller identity.Caller) {
+	if caller.Session == "" || caller.Principal == (identity.Principal{}) {
+		return
+	}
+	b.mu.Lock()
+	w := b.attach(caller)
+	b.mu.Unlock()
+	b.settleAll(w)
+}
+
+func (b *Broker) attach(caller identity.Caller) (all []written) {
+	if b.sessions[caller.Session] == caller.Principal {
+		return nil
+	}
+	b.sessions[caller.Session] = caller.Principal
+	if b.ready() != nil {
+		return nil
+	}
+	now := b.cfg.Now().UTC()
+	for _, l := range byExpiry(b.ix.owners[caller.Principal], now) {
+		if l.orphanEnd.IsZero() {
+			continue
+		}
+		e := entry(store.EventLeaseAdopted, caller)
+		e.Time, e.LeaseID, e.Credential, e.CredentialID, e.Version = now, l.id, l.cred.rec.Name, l.cred.rec.ID, l.version
+		e.Details = map[string]string{"session": caller.Session}
+		if w, err := b.submit(store.Change{Entry: e}, nil); err == nil {
+			all = append(all, w)
+		}
+	}
+	return all
+}
+
+// Detach says that a session is gone. Its leases are orphaned: they end after the grace unless the next session of
+// the same principal adopts them.
+func (b *Broker) Detach(_ context.Context, session string) {
+	if session == "" {
+		return
+	}
+	b.mu.Lock()
+	w := b.detach(session)
+	b.mu.Unlock()
+	b.settleAll(w)
+	b.poke()
+}
+
+func (b *Broker) detach(session string) (all []written) {
+	p, ok := b.sessions[session]
+	delete(b.sessions, session)
+	if !ok || b.ready() != nil {
+		return nil
+	}
+	now := b.cfg.Now().UTC()
+	for _, l := range byExpiry(b.ix.owners[p], now) {
+		if l.session != session {
+			continue
+		}
+		if w, err := b.orphan(l, now, "session ended"); err == nil {
+			all = append(all, w)
+		}
+	}
+	return all
+}
+
+func (b *Broker) orphan(l *lease, now time.Time, reason string) (written, error) {
+	return b.submit(store.Change{Entry: store.Entry{
+		Event: store.EventLeaseOrphaned, Time: now, LeaseID: l.id, Version: l.version,
+		Identity:   entryIdentity(l.owner, l.session, "", ""),
+		Credential: l.cred.rec.Name, CredentialID: l.cred.rec.ID,
+		Details: map[string]string{"ends_at": stamp(now.Add(b.cfg.Grace)), "reason": reason},
+	}}, nil)
+}
+
+// orphanAll is for a start: no session of the previous run is alive. Caller holds mu.
+func (b *Broker) orphanAll() error {
+	now := b.cfg.Now().UTC()
+	var all []written
+	for _, l := range b.ix.leases {
+		if l.session == "" || !l.live(now) {
+			continue
+		}
+		w, err := b.orphan(l, now, "daemon restarted")
+		if err != nil {
+			return err
+		}
+		all = append(all, w)
+	}
+	for _, w := range all {
+		if _, err := b.settleLocked(w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settleAll waits for changes that nobody else waits for. A failure was logged and undone by settle.
+func (b *Broker) settleAll(all []written) {
+	for _, w := range all {
+		_, _ = b.settle(w)
+	}
+}

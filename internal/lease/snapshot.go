@@ -1,0 +1,117 @@
+package lease
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"keylease/internal/identity"
+	"keylease/policy"
+	"keylease/store"
+)
+
+// snapshot is the index as it is sealed in the store, so that a start replays only what came after. Records of
+// credentials and tokens are not in it: only where they are and what they must hash to.
+type snapshot struct {
+	Seq         uint64           `json:"seq"`
+	Credentials []credentialMark `json:"credentials"`
+	Tokens      []tokenMark      `json:"tokens"`
+	Leases      []leaseMark      `json:"leases"`
+	Ended       []endedLease     `json:"ended"`
+	Removed     []string         `json:"removed"`
+	Destroy     []destroyMark    `json:"destroy"`
+	Policy      policyMark       `json:"policy"`
+}
+
+type credentialMark struct {
+	ID     string                  `json:"id"`
+	Name   string                  `json:"name"`
+	Ref    store.RecordRef         `json:"ref"`
+	Values map[int]store.RecordRef `json:"values"`
+}
+
+type tokenMark struct {
+	ID  string          `json:"id"`
+	Ref store.RecordRef `json:"ref"`
+}
+
+type leaseMark struct {
+	ID           string             `json:"id"`
+	CredentialID string             `json:"credential_id"`
+	Owner        identity.Principal `json:"owner"`
+	Session      string             `json:"session,omitempty"`
+	Version      int                `json:"version"`
+	Delivery     policy.Delivery    `json:"delivery"`
+	Purpose      string             `json:"purpose,omitempty"`
+	Issued       time.Time          `json:"issued"`
+	Expires      time.Time          `json:"expires"`
+	MaxAt        time.Time          `json:"max_at"`
+	Keep         bool               `json:"keep,omitempty"`
+	OrphanEnd    time.Time          `json:"orphan_end,omitzero"`
+}
+
+type destroyMark struct {
+	CredentialID string `json:"credential_id"`
+	Version      int    `json:"version"`
+	Name         string `json:"name"`
+}
+
+func (ix *index) snapshot() ([]byte, error) {
+	s := snapshot{Seq: ix.seq, Policy: ix.policy, Ended: ix.ended.all(), Removed: slices.Sorted(maps.Keys(ix.removed))}
+	for _, c := range ix.creds {
+		s.Credentials = append(s.Credentials, credentialMark{c.rec.ID, c.rec.Name, c.ref, c.values})
+	}
+	for id, t := range ix.tokens {
+		s.Tokens = append(s.Tokens, tokenMark{id, t.ref})
+	}
+	for _, l := range ix.leases {
+		s.Leases = append(s.Leases, leaseMark{l.id, l.cred.rec.ID, l.owner, l.session, l.version, l.delivery,
+			l.purpose, l.issued, l.expires, l.maxAt, l.keep, l.orphanEnd})
+	}
+	for ref, name := range ix.destroy {
+		s.Destroy = append(s.Destroy, destroyMark{ref.CredentialID, ref.Version, name})
+	}
+	return json.Marshal(s)
+}
+
+func (ix *index) restore(data []byte) error {
+	var s snapshot
+	if err := json.Unmarshal(data, &s); err != nil {
+		return fmt.Errorf("reading the snapshot: %w", err)
+	}
+	ix.seq, ix.policy = s.Seq, s.Policy
+	for _, m := range s.Credentials {
+		c := &credential{ref: m.Ref, values: m.Values, leases: map[*lease]struct{}{}}
+		if c.values == nil {
+			c.values = map[int]store.RecordRef{}
+		}
+		c.rec.ID, c.rec.Name = m.ID, m.Name
+		ix.addCredential(c)
+	}
+	for _, m := range s.Tokens {
+		t := &token{ref: m.Ref}
+		t.rec.ID = m.ID
+		ix.tokens[m.ID] = t
+	}
+	for _, m := range s.Leases {
+		c := ix.byID[m.CredentialID]
+		if c == nil {
+			return fmt.Errorf("the snapshot's lease %s is of a credential that is not in it", m.ID)
+		}
+		ix.addLease(&lease{id: m.ID, owner: m.Owner, session: m.Session, cred: c, version: m.Version,
+			delivery: m.Delivery, purpose: m.Purpose, issued: m.Issued, expires: m.Expires, maxAt: m.MaxAt,
+			keep: m.Keep, orphanEnd: m.OrphanEnd, durable: true})
+	}
+	for _, e := range s.Ended {
+		ix.ended.add(e)
+	}
+	for _, name := range s.Removed {
+		ix.removed[name] = true
+	}
+	for _, d := range s.Destroy {
+		ix.destroy[store.ValueRef{CredentialID: d.CredentialID, Version: d.Version}] = d.Name
+	}
+	return nil
+}

@@ -1,0 +1,148 @@
+package lease
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"keylease/internal/identity"
+	"keylease/store"
+)
+
+const (
+	// sweepGroup is how many leases one sweep ends before it lets others in: half of what a group of the trail holds,
+	// so that a great many deadlines at once do not starve requests.
+	sweepGroup = 512
+	// quiet is how long nobody may have called before keys of old versions are destroyed: dropping them stops writes
+	// for a sixth of a second. They wait no longer than patience.
+	quiet    = 2 * time.Second
+	patience = time.Minute
+	// idleSweep is how often Run looks without being told to.
+	idleSweep = 5 * time.Second
+)
+
+// Run ends leases at their deadlines, writes summaries and destroys the keys of versions nobody uses, until ctx
+// ends. Expiry does not depend on it: it only writes down what every use would find.
+func (b *Broker) Run(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-b.wake:
+		case <-timer.C:
+		}
+		timer.Reset(b.sweep(ctx))
+	}
+}
+
+// poke makes Run look at the deadlines again.
+func (b *Broker) poke() {
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+// sweep does what is due and returns how long nothing more will be.
+func (b *Broker) sweep(ctx context.Context) time.Duration {
+	b.mu.Lock()
+	if b.ready() != nil {
+		b.mu.Unlock()
+		return time.Second
+	}
+	now := b.cfg.Now().UTC()
+	all, err := b.expireSome(now)
+	all = append(all, b.summaries(now)...)
+	wait := idleSweep
+	if len(b.ix.due) > 0 {
+		wait = min(wait, max(b.ix.due[0].deadline().Sub(now), 0))
+	}
+	b.mu.Unlock()
+	b.settleAll(all)
+	if err != nil || ctx.Err() != nil {
+		return idleSweep
+	}
+	if err := b.destroyUnused(now); err != nil {
+		b.cfg.Log.Error().Err(err).Msg("destroying old versions failed; trying again later")
+	}
+	return wait
+}
+
+// expireSome ends at most sweepGroup leases that are due. Caller holds mu.
+func (b *Broker) expireSome(now time.Time) (all []written, err error) {
+	for range sweepGroup {
+		if len(b.ix.due) == 0 || b.ix.due[0].live(now) {
+			return all, nil
+		}
+		l, reason := b.ix.due[0], ""
+		if !l.orphanEnd.IsZero() && l.orphanEnd.Before(l.expires) {
+			reason = "holder left"
+		}
+		_, w, err := b.end(l, store.EventLeaseExpired, identity.Caller{}, now, reason)
+		if err != nil {
+			return all, err
+		}
+		all = append(all, w)
+	}
+	return all, nil
+}
+
+// expireDue writes down every deadline that has passed before a decision counts what is live. Nobody waits for
+// these: whatever is decided next stands behind them in the trail. Caller holds mu.
+func (b *Broker) expireDue(now time.Time) error {
+	for len(b.ix.due) > 0 && !b.ix.due[0].live(now) {
+		if _, err := b.expireSome(now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// destroyUnused destroys the keys of versions that were rotated out or removed and that no lease uses any more. If
+// we crash after the keys went and before the Entry, the next run finds the same work, does it again, and writes it.
+func (b *Broker) destroyUnused(now time.Time) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.ix.destroy) == 0 {
+		b.destroySince = time.Time{}
+		return nil
+	}
+	if b.destroySince.IsZero() {
+		b.destroySince = now
+	}
+	if now.Sub(b.lastCall) < quiet && now.Sub(b.destroySince) < patience {
+		return nil
+	}
+	refs := slices.Collect(maps.Keys(b.ix.destroy))
+	if err := b.store.Destroy(refs); err != nil {
+		return err
+	}
+	for _, ref := range refs {
+		if err := b.recordDestroyed(ref, now); err != nil {
+			return err
+		}
+	}
+	b.destroySince = time.Time{}
+	return nil
+}
+
+func (b *Broker) recordDestroyed(ref store.ValueRef, now time.Time) error {
+	change := store.Change{Entry: store.Entry{Event: store.EventVersionDestroyed, Time: now, Version: ref.Version,
+		Credential: b.ix.destroy[ref], CredentialID: ref.CredentialID}}
+	var rec any
+	if c := b.ix.byID[ref.CredentialID]; c != nil {
+		r := c.rec.clone()
+		for i := range r.Versions {
+			if r.Versions[i].Version == ref.Version {
+				r.Versions[i].State = stateDestroyed
+			}
+		}
+		delete(c.values, ref.Version)
+		change.Records, rec = []store.RecordWrite{credentialWrite(r)}, r
+	}
+	_, err := b.change(change, rec)
+	return err
+}

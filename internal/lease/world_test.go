@@ -1,0 +1,171 @@
+package lease
+
+import (
+	"context"
+	"io/fs"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"keylease/internal/identity"
+	"keylease/internal/secret"
+	"keylease/policy"
+	"keylease/store"
+)
+
+// world is a Broker on a real store, with a clock turned by hand and a policy file in memory.
+type world struct {
+	*Broker
+	t     *testing.T
+	dir   string
+	store *store.Store
+
+	mu     sync.Mutex
+	now    time.Time
+	policy string // "": there is no file
+	stamp  int
+}
+
+var operator = identity.Caller{Principal: identity.Principal{Type: identity.Human, Name: "root", By: "uid:0"}}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{t: t, dir: t.TempDir(), now: time.Date(2026, 11, 23, 9, 0, 0, 0, time.UTC)}
+	w.open()
+	t.Cleanup(func() { _ = w.store.Close() })
+	return w
+}
+
+func (w *world) open() {
+	w.t.Helper()
+	if err := w.tryOpen(false); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) tryOpen(dropPolicy bool) error {
+	s, err := store.Open(store.Options{Dir: filepath.Join(w.dir, "data"), AnchorDir: filepath.Join(w.dir, "config"),
+		RootKey: make([]byte, 32), KeySource: "test", Create: true, Log: zerolog.Nop(), Now: w.clock})
+	if err != nil {
+		return err
+	}
+	w.store = s
+	b, err := Open(context.Background(), Config{Store: s, PolicyFile: w.readPolicy, DropPolicy: dropPolicy,
+		Log: zerolog.Nop(), Now: w.clock})
+	if err != nil {
+		_ = s.Close()
+		return err
+	}
+	w.Broker = b
+	return nil
+}
+
+// restart ends the daemon as kill -9 does, without a snapshot, unless clean.
+func (w *world) restart(clean bool) {
+	w.t.Helper()
+	if clean {
+		if err := w.Broker.Close(); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	if err := w.store.Close(); err != nil {
+		w.t.Fatal(err)
+	}
+	w.open()
+}
+
+func (w *world) clock() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.now
+}
+
+func (w *world) pass(d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.now = w.now.Add(d)
+}
+
+func (w *world) setPolicy(text string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.policy = text
+	w.stamp++
+}
+
+func (w *world) readPolicy(prev string) PolicyRead {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r := PolicyRead{Name: "policy.yaml", Stamp: strconv.Itoa(w.stamp)}
+	switch {
+	case w.policy == "":
+		r.Err = fs.ErrNotExist
+	case prev != r.Stamp:
+		r.Data = []byte(w.policy)
+	}
+	return r
+}
+
+func (w *world) put(name, value string, p policy.CredentialPolicy) {
+	w.t.Helper()
+	_, err := w.Put(context.Background(), operator, NewCredential{Name: name, Type: "api-key",
+		Value: secret.New([]byte(value)), Policy: p})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// agent is a declared local caller with a live session.
+func (w *world) agent(name string) identity.Caller {
+	c := identity.Caller{Principal: identity.Principal{Type: identity.Agent, Name: name, By: "uid:1000"},
+		Session: newID("s_"), Transport: "local"}
+	w.Attach(context.Background(), c)
+	return c
+}
+
+func (w *world) lease(c identity.Caller, name string) Grant {
+	w.t.Helper()
+	g, err := w.Lease(context.Background(), c, Request{Credential: name, Purpose: "test"})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return g
+}
+
+func (w *world) value(c identity.Caller, id string) string {
+	w.t.Helper()
+	v, err := w.Reveal(context.Background(), c, id)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return string(v.Bytes())
+}
+
+func (w *world) live() int { return len(w.Leases(Filter{})) }
+
+// told returns how many Entries of the trail are of an event.
+func (w *world) told(event store.Event) int {
+	w.t.Helper()
+	n := 0
+	err := w.Entries(context.Background(), EntryFilter{Event: string(event)}, func(*store.Entry) error { n++; return nil })
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return n
+}
+
+func wantCode(t *testing.T, err error, code Code) *Refusal {
+	t.Helper()
+	r := AsRefusal(err)
+	if r == nil || r.Code != code {
+		t.Fatalf("got %v, want %s", err, code)
+	}
+	if r.Hint == "" && code != NotFound {
+		t.Errorf("%s comes without a hint", code)
+	}
+	return r
+}

@@ -1,0 +1,393 @@
+//go:build linux
+
+package promises
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// built is the binary under test. TestMain sets it before any test runs.
+var built string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "klbin")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		built = filepath.Join(dir, "keylease")
+		if err := build(built); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+// build builds it without a version from git, so that it calls itself the same everywhere.
+func build(to string) error {
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", to, "keylease/cmd/keylease")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("building keylease: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// patience is how long anything may take that normally takes milliseconds: the machine may be busy.
+const patience = 20 * time.Second
+
+// world is one user's machine: a HOME of its own, and a link to the binary in it, by which its processes are known.
+type world struct {
+	t    *testing.T
+	home string
+	bin  string
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	home, err := os.MkdirTemp("", "kl") // short: a socket's path has 100 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{t, home, filepath.Join(home, "bin", "keylease")}
+	t.Cleanup(func() {
+		w.endAll()
+		if t.Failed() {
+			if log, err := os.ReadFile(filepath.Join(w.data(), "daemon.log")); err == nil && len(log) > 0 {
+				t.Logf("daemon.log:\n%s", tail(string(log), 4000))
+			}
+		}
+		_ = os.RemoveAll(home)
+	})
+	w.must(os.Mkdir(filepath.Dir(w.bin), 0o700))
+	w.must(os.Link(built, w.bin))
+	return w
+}
+
+func (w *world) data() string   { return filepath.Join(w.home, ".local", "share", "keylease") }
+func (w *world) config() string { return filepath.Join(w.home, ".config", "keylease") }
+func (w *world) socket() string { return filepath.Join(w.data(), "keylease.sock") }
+
+func (w *world) must(err error) {
+	w.t.Helper()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// env is all that a process here gets of an environment, and then more.
+func (w *world) env(more ...string) []string {
+	return append([]string{"HOME=" + w.home, "PATH=/usr/local/bin:/usr/bin:/bin"}, more...)
+}
+
+// write puts a file of the user's there, whole: keylease never sees half of it.
+func (w *world) write(path, text string) {
+	w.t.Helper()
+	w.must(os.MkdirAll(filepath.Dir(path), 0o700))
+	w.must(os.WriteFile(path+".new", []byte(text), 0o600))
+	w.must(os.Rename(path+".new", path))
+}
+
+func (w *world) configure(yaml string) { w.write(filepath.Join(w.config(), "keylease.yaml"), yaml) }
+func (w *world) policy(yaml string)    { w.write(w.policyFile(), yaml) }
+func (w *world) policyFile() string    { return filepath.Join(w.config(), "policy.yaml") }
+
+// openPolicy lets everybody lease everything at any rate.
+const openPolicy = `version: 1
+limits: {leaseRate: 0}
+rules:
+  - name: everybody
+    identities: ["*"]
+    credentials: ["*"]
+`
+
+// outcome is how a command ended.
+type outcome struct {
+	out, err string
+	code     int
+}
+
+func (o outcome) String() string { return fmt.Sprintf("exit %d\n%s%s", o.code, o.out, o.err) }
+
+// cli runs keylease as the user would in a terminal.
+func (w *world) cli(args ...string) outcome { return w.cliIn("", args...) }
+
+func (w *world) cliIn(stdin string, args ...string) outcome {
+	w.t.Helper()
+	return w.run(exec.Command(w.bin, args...), stdin)
+}
+
+func (w *world) run(cmd *exec.Cmd, stdin string) outcome {
+	w.t.Helper()
+	var out, err bytes.Buffer
+	if cmd.Env == nil {
+		cmd.Env = w.env()
+	}
+	if cmd.Dir == "" {
+		cmd.Dir = w.home
+	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &err
+	w.must(cmd.Start())
+	hung := time.AfterFunc(2*patience, func() { _ = cmd.Process.Kill() })
+	defer hung.Stop()
+	_ = cmd.Wait() // its code is what counts
+	return outcome{out.String(), err.String(), cmd.ProcessState.ExitCode()}
+}
+
+// ok runs a command that has to succeed and returns what it printed.
+func (w *world) ok(args ...string) string {
+	w.t.Helper()
+	o := w.cli(args...)
+	if o.code != 0 {
+		w.t.Fatalf("keylease %s: %s", strings.Join(args, " "), o)
+	}
+	return o.out
+}
+
+// refused runs a command that has to end with this code, and returns it.
+func (w *world) refused(code int, args ...string) outcome {
+	w.t.Helper()
+	o := w.cli(args...)
+	if o.code != code {
+		w.t.Fatalf("keylease %s: want exit %d, got %s", strings.Join(args, " "), code, o)
+	}
+	return o
+}
+
+func (w *world) json(into any, args ...string) {
+	w.t.Helper()
+	text := w.ok(append(args, "--json")...)
+	if err := json.Unmarshal([]byte(text), into); err != nil {
+		w.t.Fatalf("keylease %s --json: %v in %s", strings.Join(args, " "), err, tail(text, 500))
+	}
+}
+
+// seed stores credentials: each is the inside of one item of a seed file's list.
+func (w *world) seed(items ...string) {
+	w.t.Helper()
+	w.ok("seed", w.seedFile(items...))
+}
+
+func (w *world) seedFile(items ...string) string {
+	path := filepath.Join(w.home, "seed.yaml")
+	w.write(path, "credentials:\n  - {"+strings.Join(items, "}\n  - {")+"}\n")
+	return path
+}
+
+// secretOf is a generic secret that says whose it is; more is further fields of the item.
+func secretOf(name, more string) string {
+	if more != "" {
+		more = ", " + more
+	}
+	return fmt.Sprintf("name: %s, type: generic-secret, value: %s%s", name, valueOf(name), more)
+}
+
+func valueOf(name string) string { return "fake-value-of-" + name }
+
+// served is a daemon that the user started by hand.
+type served struct {
+	*exec.Cmd
+	addr   string // host:port
+	log    *buffer
+	exited chan struct{}
+}
+
+var listening = regexp.MustCompile(`127\.0\.0\.1:([1-9]\d*)`)
+
+// serve starts a daemon and waits until it answers. HTTP gets a port of the kernel's choice unless args say otherwise.
+func (w *world) serve(args ...string) *served {
+	w.t.Helper()
+	if !slices.Contains(args, "--http") {
+		args = append(args, "--http", "127.0.0.1:0")
+	}
+	s := &served{Cmd: exec.Command(w.bin, append([]string{"serve"}, args...)...), log: &buffer{}, exited: make(chan struct{})}
+	s.Env, s.Dir, s.Stdout, s.Stderr = w.env(), w.home, s.log, s.log
+	w.must(s.Start())
+	go func() { _ = s.Wait(); close(s.exited) }()
+	w.t.Cleanup(func() {
+		if w.t.Failed() {
+			w.t.Logf("serve (pid %d):\n%s", s.Process.Pid, tail(s.log.String(), 4000))
+		}
+	})
+	w.eventually("serve is up", func() error {
+		select {
+		case <-s.exited:
+			w.t.Fatalf("serve ended: %s", s.log)
+		default:
+		}
+		if w.holder() != s.Process.Pid || !w.answers() {
+			return errors.New(s.log.String())
+		}
+		if m := listening.FindString(s.log.String()); m != "" {
+			s.addr = m
+		} else if !slices.Contains(args, "off") {
+			return errors.New("no address: " + s.log.String())
+		}
+		return nil
+	})
+	return s
+}
+
+// kill ends the daemon without a word.
+func (s *served) kill() { _ = s.Process.Kill(); <-s.exited }
+
+// stop ends it as a service manager does, and returns its exit code.
+func (s *served) stop() int {
+	_ = s.Process.Signal(syscall.SIGTERM)
+	<-s.exited
+	return s.ProcessState.ExitCode()
+}
+
+// holder is the pid that the daemon of this world wrote into its lock; 0 where there is none.
+func (w *world) holder() int {
+	var note struct {
+		PID int `json:"pid"`
+	}
+	data, _ := os.ReadFile(filepath.Join(w.data(), "lock"))
+	_ = json.Unmarshal(data, &note)
+	return note.PID
+}
+
+func (w *world) answers() bool {
+	conn, err := net.DialTimeout("unix", w.socket(), time.Second)
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
+}
+
+// processes lists this world's live keylease processes that were started with this verb; "" lists all.
+func (w *world) processes(verb string) (pids []int) {
+	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, path := range all {
+		text, _ := os.ReadFile(path)
+		argv := strings.Split(string(text), "\x00")
+		if argv[0] == w.bin && (verb == "" || len(argv) > 1 && argv[1] == verb) {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// killDaemon ends whatever daemon runs here, however it was started, and returns its pid.
+func (w *world) killDaemon() int {
+	w.t.Helper()
+	pids := w.processes("serve")
+	if len(pids) != 1 {
+		w.t.Fatalf("want one daemon, there are %v", pids)
+	}
+	w.must(syscall.Kill(pids[0], syscall.SIGKILL))
+	w.gone(pids[0])
+	return pids[0]
+}
+
+// stopDaemon asks whatever daemon runs here to end, and waits until it has.
+func (w *world) stopDaemon() {
+	w.t.Helper()
+	for _, pid := range w.processes("serve") {
+		w.must(syscall.Kill(pid, syscall.SIGTERM))
+		w.gone(pid)
+	}
+}
+
+func (w *world) gone(pid int) {
+	w.t.Helper()
+	w.eventually(fmt.Sprintf("process %d is gone", pid), func() error {
+		if slices.Contains(w.processes(""), pid) {
+			return errors.New("it is there")
+		}
+		return nil
+	})
+}
+
+// endAll ends what is left, relays first: they would start another daemon.
+func (w *world) endAll() {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		left := append(w.processes("mcp"), w.processes("")...)
+		if len(left) == 0 {
+			return
+		}
+		for _, pid := range left {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	w.t.Errorf("these processes would not end: %v", w.processes(""))
+}
+
+// eventually waits until check is content.
+func (w *world) eventually(what string, check func() error) {
+	w.t.Helper()
+	var err error
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if err = check(); err == nil {
+			return
+		}
+	}
+	w.t.Fatalf("never came true: %s: %v", what, err)
+}
+
+// buffer collects output of a process while others read it.
+type buffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+func tail(s string, n int) string { return s[max(0, len(s)-n):] }
+
+// together runs do for 0..n-1 at once and fails the test with the first error.
+func together(t *testing.T, n int, do func(i int) error) {
+	t.Helper()
+	var all sync.WaitGroup
+	start, errs := make(chan struct{}), make(chan error, n)
+	for i := range n {
+		all.Go(func() {
+			<-start
+			if err := do(i); err != nil {
+				errs <- err
+			}
+		})
+	}
+	close(start)
+	all.Wait()
+	close(errs)
+	for err := range errs {
+		t.Fatal(err)
+	}
+}
+
+func timeout() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), patience)
+}

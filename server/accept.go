@@ -1,0 +1,206 @@
+package server
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"keylease/internal/identity"
+)
+
+// accept lets local connections in until the socket is closed.
+func (d *daemon) accept(sock net.Listener) {
+	slots := make(chan struct{}, maxConns)
+	for {
+		conn, err := sock.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil { // out of file descriptors, most likely: some will come back
+			d.Log.Error().Err(err).Msg("accepting a local connection")
+			time.Sleep(50 * time.Millisecond)
+			continue
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			d.refuse(conn, &HelloError{"rate_limited", "the daemon has too many local connections: close some"})
+			continue
+		}
+		d.wg.Go(func() {
+			defer func() { <-slots }()
+			d.welcome(conn)
+		})
+	}
+}
+
+// welcome finds out who came and what for.
+func (d *daemon) welcome(conn net.Conn) {
+	defer func() {
+		if p := recover(); p != nil {
+			d.Log.Error().Str("id", newSessionID()).Any("panic", p).Msg("serving a local connection")
+			_ = conn.Close()
+		}
+	}()
+	peer, err := samePeer(conn)
+	if err != nil {
+		d.Log.Warn().Err(err).Msg("refused a local connection")
+		_ = conn.Close()
+		return
+	}
+	r := bufio.NewReaderSize(conn, 4<<10)
+	if !d.greet(conn, true) {
+		_ = conn.Close()
+		return
+	}
+	h, err := readHello(conn, r)
+	d.greet(conn, false)
+	if err == nil {
+		err = checkHello(h)
+	}
+	if err != nil {
+		d.refuse(conn, err)
+		return
+	}
+	switch h.Kind {
+	case kindMCP:
+		d.serveMCP(conn, r, h, peer)
+	case kindAdmin:
+		d.serveAdmin(conn, r, peer)
+	case kindHandover:
+		d.serveHandover(conn)
+	}
+}
+
+// greet keeps the connections that have not said hello yet: a daemon that stops does not wait for them. It reports
+// false once the daemon stops.
+func (d *daemon) greet(conn net.Conn, waiting bool) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if waiting && !d.ending {
+		d.greeting[conn] = struct{}{}
+	} else {
+		delete(d.greeting, conn)
+	}
+	return !d.ending
+}
+
+func checkHello(h hello) error {
+	if h.Kind != kindMCP && h.Kind != kindAdmin && h.Kind != kindHandover {
+		return &HelloError{"invalid_argument", "the hello asks for something that this daemon does not know"}
+	}
+	if h.Kind == kindMCP && h.Token == "" && h.As != "" {
+		if err := identity.CheckName(h.As); err != nil {
+			return &HelloError{"invalid_argument", cleanText(err.Error(), 400)}
+		}
+	}
+	return nil
+}
+
+func (d *daemon) serveMCP(conn net.Conn, r *bufio.Reader, h hello, peer localPeer) {
+	c := newMCPConn(d.local, conn, r, h, peer)
+	d.mu.Lock()
+	d.conns[c] = struct{}{}
+	if d.ending {
+		c.stop(controlStop)
+	}
+	d.mu.Unlock()
+	leave := d.peers.join(peer.PID)
+	defer func() {
+		leave()
+		d.mu.Lock()
+		delete(d.conns, c)
+		d.mu.Unlock()
+	}()
+	d.answer(conn)
+	c.serve()
+}
+
+func (d *daemon) serveAdmin(conn net.Conn, r *bufio.Reader, peer localPeer) {
+	d.answer(conn)
+	d.admins.Add(1)
+	d.touch()
+	admin := &adminConn{readConn: readConn{conn, r}, peer: peer, closed: make(chan struct{})}
+	select {
+	case d.adminIn <- admin:
+		<-admin.closed
+	case <-time.After(helloTime): // the admin server is gone: the daemon is stopping
+		_ = conn.Close()
+	}
+	d.admins.Add(-1)
+	d.touch()
+}
+
+// serveHandover ends a daemon that a relay started, for a newer one or for one that a person starts. The connection
+// stays until the process is gone, so that its end can be waited for.
+func (d *daemon) serveHandover(conn net.Conn) {
+	defer conn.Close()
+	if !d.Auto {
+		d.refuse(conn, &HelloError{"conflict", "this daemon was started by hand and does not hand over"})
+		return
+	}
+	d.answer(conn)
+	d.end("handover")
+}
+
+func (d *daemon) answer(conn net.Conn) {
+	_ = conn.SetWriteDeadline(time.Now().Add(helloTime))
+	_, _ = conn.Write(append(mustJSON(helloAnswer{Keylease: helloVersion, OK: true, Version: d.Version,
+		PID: os.Getpid(), Auto: d.Auto}), '\n'))
+	_ = conn.SetWriteDeadline(time.Time{})
+}
+
+// refuse says why and closes. A peer that left or said nothing is not answered.
+func (d *daemon) refuse(conn net.Conn, err error) {
+	defer conn.Close()
+	var why *HelloError
+	if !errors.As(err, &why) {
+		if !errors.Is(err, io.EOF) {
+			d.Log.Debug().Err(err).Msg("a local connection ended before its hello")
+		}
+		return
+	}
+	_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
+	_, _ = conn.Write(append(mustJSON(helloAnswer{Keylease: helloVersion, Version: d.Version, Error: why}), '\n'))
+}
+
+// adminConn is a local connection that speaks HTTP from here on.
+type adminConn struct {
+	readConn
+	peer   localPeer
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (c *adminConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.readConn.Close()
+}
+
+// chanListener hands an http.Server the connections that said they are for it.
+type chanListener struct {
+	in     <-chan net.Conn
+	addr   net.Addr
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (l *chanListener) Accept() (net.Conn, error) {
+	select {
+	case conn := <-l.in:
+		return conn, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *chanListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+func (l *chanListener) Addr() net.Addr { return l.addr }

@@ -1,0 +1,314 @@
+// Package server is how agents and operators reach keylease: the relay on a client's stdio, the daemon's local socket,
+// Streamable HTTP and SSE, and the admin API. Its rule: who is calling is settled here, from what the transport
+// proves, before mcp-go or a tool sees a byte; nothing inside a request changes it.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	mcpserver "github.com/mark3labs/mcp-go/server"
+	"github.com/rs/zerolog"
+
+	"keylease/internal/lease"
+	"keylease/tools"
+)
+
+// Options is what a daemon is made of.
+type Options struct {
+	// Open gives the broker once this process holds the data folder, hence after another daemon has let go of it; the
+	// func it returns closes broker and store. Broker is used instead where it is open already.
+	Open   func(context.Context) (*lease.Broker, func() error, error)
+	Broker *lease.Broker
+
+	Log            zerolog.Logger
+	Version        string
+	Paths          Paths
+	HTTPAddr       string   // "": no HTTP
+	AllowedOrigins []string // for HTTP
+	Auto           bool     // started by a relay or a command, not by a person: hands over, and stops when idle
+	IdleStop       time.Duration
+	Reload         <-chan struct{} // read the policy again (SIGHUP)
+	Ready          func(Listening) // called once when everything listens
+	Now            func() time.Time
+
+	inProcess bool // Standalone: takes no daemon's place
+}
+
+// Listening is where a daemon can be reached.
+type Listening struct {
+	Socket string `json:"socket"`
+	HTTP   string `json:"http,omitempty"` // host:port
+}
+
+const (
+	defaultIdleStop = 30 * time.Minute
+	stopTime        = 2 * time.Second
+	takeoverTime    = 5 * time.Second
+	maxConns        = 1024 // local connections; an idle one costs about 30 KB
+	serverStopped   = "stopped"
+)
+
+// backend is what the daemon serves. Serve makes it of a Broker.
+type backend struct {
+	local
+	admin    http.Handler
+	web      *httpHandler // nil: no HTTP
+	activity func() lease.Activity
+	started  func(context.Context, Listening) error
+	run      func(context.Context) error
+	reload   func(context.Context)
+	stopped  func(ctx context.Context, reason string) error
+	close    func() error
+}
+
+// daemon is one running server.
+type daemon struct {
+	Options
+	backend
+	listening Listening
+	peers     *mcpPeers
+	lastCall  atomic.Int64 // unix nanoseconds
+	admins    atomic.Int64 // open admin connections
+	stop      chan string  // a reason; the first one counts
+	adminIn   chan net.Conn
+
+	mu       sync.Mutex // guards the next three
+	ending   bool
+	greeting map[net.Conn]struct{} // have not said hello yet
+	conns    map[*mcpConn]struct{}
+	wg       sync.WaitGroup // connections being served
+}
+
+// Serve runs the daemon until ctx ends, it is asked to hand over, or (Auto) nobody needs it. It holds Data/lock all
+// the while, which makes it the only one on its data folder. Where a daemon that was started by a relay holds it, that
+// one is asked to hand over first. Errors: *RunningError, *PortError, ErrUntrusted, ErrUnsupported, or what Open gave.
+func Serve(ctx context.Context, o Options) error {
+	return serve(ctx, o, func(ctx context.Context, d *daemon) (backend, error) {
+		b, closeAll := o.Broker, func() error { return nil }
+		if b == nil {
+			var err error
+			if b, closeAll, err = o.Open(ctx); err != nil {
+				return backend{}, err
+			}
+		}
+		return d.backendOf(b, closeAll), nil
+	})
+}
+
+func (d *daemon) backendOf(b *lease.Broker, closeAll func() error) backend {
+	hooks := &mcpserver.Hooks{}
+	hooks.AddAfterCallTool(tools.RewriteValidation)
+	mcp := tools.NewServer(b, d.Log, d.Version, mcpserver.WithHooks(hooks))
+	return backend{
+		local: local{mcp: mcp, attach: b.Attach, detach: b.Detach, authenticate: b.Authenticate, log: d.Log, called: d.touch},
+		admin: newAdminHandler(adminOptions{Broker: b, Log: d.Log, Version: d.Version, Peers: d.peers, Auto: d.Auto,
+			Handover: func() { d.end("handover") }, Listening: func() Listening { return d.listening }, Now: d.Now}),
+		web: newHTTPHandler(httpOptions{Broker: b, Log: d.Log, MCP: mcp, Addr: d.listening.HTTP,
+			AllowedOrigins: d.AllowedOrigins, Called: d.touch, Now: d.Now}),
+		activity: b.Activity,
+		started: func(ctx context.Context, l Listening) error {
+			return b.Started(ctx, map[string]string{"socket": l.Socket, "http": l.HTTP, "version": d.Version})
+		},
+		run: b.Run, reload: b.ReloadPolicy, stopped: b.Stopped, close: closeAll,
+	}
+}
+
+// serve is Serve over any backend.
+func serve(ctx context.Context, o Options, open func(context.Context, *daemon) (backend, error)) (err error) {
+	if !supported {
+		return ErrUnsupported
+	}
+	if err := ownFolder(o.Paths.Data); err != nil {
+		return err
+	}
+	lock, err := holdData(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer lock.Close() // last: only now may another daemon have the folder
+	if err := (lockNote{os.Getpid(), o.Version, o.Auto}).sign(lock); err != nil {
+		return fmt.Errorf("writing the lock: %w", err)
+	}
+	d := newDaemon(o)
+	var web net.Listener // first: a port in use is found before anything is opened
+	if o.HTTPAddr != "" {
+		web, err = listenHTTP(ctx, o.HTTPAddr)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return &PortError{o.HTTPAddr, err}
+		}
+		if err != nil {
+			return err
+		}
+		defer web.Close()
+		d.listening.HTTP = web.Addr().String()
+	}
+	if d.backend, err = open(ctx, d); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.close()) }()
+	sock, err := listenSocket(o.Paths.SocketPath())
+	if err != nil {
+		return err
+	}
+	defer sock.Close()
+	return d.run(ctx, sock, web)
+}
+
+func newDaemon(o Options) *daemon {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.IdleStop <= 0 {
+		o.IdleStop = defaultIdleStop
+	}
+	exe, _ := os.Executable() // unknown: no process counts as keylease, which refuses more
+	d := &daemon{Options: o, peers: newMCPPeers(lookProcess, exe), stop: make(chan string, 1),
+		adminIn: make(chan net.Conn), conns: map[*mcpConn]struct{}{}, greeting: map[net.Conn]struct{}{}}
+	d.listening.Socket = o.Paths.SocketPath()
+	d.touch()
+	return d
+}
+
+// listenSocket opens the local socket. The lock on the data folder is ours, so what lies at its path is left over.
+func listenSocket(path string) (net.Listener, error) {
+	if err := ownFolder(filepath.Dir(path)); err != nil {
+		return nil, err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("removing the old socket: %w", err)
+	}
+	sock, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("opening the socket %s: %w", path, err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil { // until here the folder's mode kept others out
+		_ = sock.Close()
+		return nil, fmt.Errorf("closing the socket %s to others: %w", path, err)
+	}
+	return sock, nil
+}
+
+// run serves until there is a reason to stop, and then stops within stopTime.
+func (d *daemon) run(ctx context.Context, sock, web net.Listener) error {
+	bg, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var background sync.WaitGroup
+	defer background.Wait()
+	defer cancel()
+	admin := &http.Server{Handler: d.admin, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 16 << 10, ErrorLog: silent(d.Log)} // no WriteTimeout: a trail that is followed stays open
+	admin.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
+		return withPeer(ctx, conn.(*adminConn).peer)
+	}
+	servers := []*http.Server{admin}
+	background.Go(func() { _ = admin.Serve(&chanListener{in: d.adminIn, addr: sock.Addr(), closed: make(chan struct{})}) })
+	if web != nil {
+		s := newHTTPServer(d.web)
+		servers = append(servers, s)
+		background.Go(func() { _ = s.Serve(web) })
+	}
+	if err := d.started(ctx, d.listening); err != nil {
+		return fmt.Errorf("recording the start: %w", err)
+	}
+	background.Go(func() {
+		if err := d.backend.run(bg); err != nil && bg.Err() == nil {
+			d.Log.Error().Err(err).Msg("the sweeper stopped")
+		}
+	})
+	background.Go(func() { d.watch(bg) })
+	background.Go(func() { d.accept(sock) })
+	if d.Ready != nil {
+		d.Ready(d.listening)
+	}
+	reason := serverStopped
+	select {
+	case <-ctx.Done():
+	case reason = <-d.stop:
+	}
+	_ = sock.Close() // removes its file too: who comes now starts another daemon, which waits for the lock
+	d.shutdown(reason, servers)
+	return d.stopped(context.WithoutCancel(ctx), reason)
+}
+
+// end asks the daemon to stop. It does not wait.
+func (d *daemon) end(reason string) {
+	select {
+	case d.stop <- reason:
+	default:
+	}
+}
+
+func (d *daemon) touch() { d.lastCall.Store(d.Now().UnixNano()) }
+
+// watch reloads the policy when told, and ends an idle daemon that nobody started by hand.
+func (d *daemon) watch(ctx context.Context) {
+	tick := time.NewTicker(min(d.IdleStop/10, 30*time.Second))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.Reload:
+			d.reload(ctx)
+		case <-tick.C:
+			if d.Auto && d.idle() {
+				d.end(controlIdle)
+			}
+		}
+	}
+}
+
+func (d *daemon) idle() bool {
+	a := d.activity()
+	last := max(d.lastCall.Load(), a.LastCall.UnixNano())
+	return a.LiveLeases == 0 && d.admins.Load() == 0 && d.Now().Sub(time.Unix(0, last)) >= d.IdleStop
+}
+
+// shutdown ends every connection: what was read is answered, what was not read had no effect.
+func (d *daemon) shutdown(reason string, servers []*http.Server) {
+	ctx, cancel := context.WithTimeout(context.Background(), stopDrain)
+	defer cancel()
+	word := controlStop
+	if reason == controlIdle {
+		word = controlIdle
+	}
+	var ending sync.WaitGroup
+	for _, s := range servers {
+		ending.Go(func() {
+			if s.Shutdown(ctx) != nil {
+				_ = s.Close()
+			}
+		})
+	}
+	d.mu.Lock()
+	d.ending = true
+	for conn := range d.greeting {
+		_ = conn.Close()
+	}
+	for c := range d.conns {
+		c.stop(word)
+	}
+	d.mu.Unlock()
+	ending.Go(func() {
+		select {
+		case <-d.served():
+		case <-time.After(stopTime):
+		}
+	})
+	ending.Wait()
+}
+
+func (d *daemon) served() <-chan struct{} {
+	done := make(chan struct{})
+	go func() { d.wg.Wait(); close(done) }()
+	return done
+}

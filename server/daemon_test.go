@@ -1,0 +1,433 @@
+//go:build linux || darwin
+
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+// TestMain lets this binary be the daemon that a test starts.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "test-daemon" {
+		os.Exit(testDaemon(os.Args[2], os.Args[3], os.Args[4]))
+	}
+	os.Exit(m.Run())
+}
+
+// testDaemon is a real process around serve with the fake backend. It leaves what it was started with in the folder.
+func testDaemon(data, how, version string) int {
+	if how == "broken" {
+		fmt.Fprintln(os.Stderr, "keylease: error: the root key does not fit this store")
+		fmt.Fprintln(os.Stderr, "keylease: hint: restore root.key")
+		return 9
+	}
+	wd, _ := os.Getwd()
+	_ = os.WriteFile(filepath.Join(data, fmt.Sprintf("started-%d", os.Getpid())), []byte(strings.Join(append(os.Environ(), "WD="+wd), "\n")), 0o600)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	h := newHouse()
+	o := Options{Paths: Paths{Data: data}, Auto: how != "hand", Version: version, Log: zerolog.New(os.Stderr)}
+	if how == "idle" {
+		o.IdleStop = 300 * time.Millisecond
+	}
+	err := serve(ctx, o, func(_ context.Context, d *daemon) (backend, error) { return h.backend(o.Log, d.touch), nil })
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "keylease: error:", err)
+		return 8
+	}
+	return 0
+}
+
+func testStart(t testing.TB, p Paths, how, version string) Start {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { killDaemons(p) })
+	return Start{Exe: exe, Args: []string{"test-daemon", p.Data, how, version}, Env: StartEnv("/nowhere", "me")}
+}
+
+// started lists the processes that were started as this folder's daemon.
+func started(p Paths) (pids []int) {
+	files, _ := filepath.Glob(filepath.Join(p.Data, "started-*"))
+	for _, f := range files {
+		var pid int
+		if _, err := fmt.Sscanf(filepath.Base(f), "started-%d", &pid); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+func killDaemons(p Paths) {
+	for _, pid := range started(p) {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+}
+
+func TestEightStartersMakeOneDaemon(t *testing.T) {
+	p := shortDir(t)
+	o := DialOptions{Paths: p, AutoStart: true, Start: testStart(t, p, "auto", "1.0.0")}
+	var all sync.WaitGroup
+	var failed atomic.Int64
+	for range 8 {
+		all.Go(func() {
+			s := startRelay(t, context.Background(), RelayOptions{Paths: p, AutoStart: true, Start: o.Start, Version: "1.0.0"})
+			s.open("claude-code")
+			if a := s.ask(call1("1", "whoami", "")); !strings.HasPrefix(a.text(), "agent claude-code") {
+				failed.Add(1)
+			}
+		})
+	}
+	all.Wait()
+	if n := len(started(p)); n != 1 || failed.Load() != 0 {
+		t.Errorf("%d daemons, %d relays failed", n, failed.Load())
+	}
+	if n := readLockNote(p.lock()); !n.Auto || n.PID != started(p)[0] || n.Version != "1.0.0" {
+		t.Errorf("the lock says %+v", n)
+	}
+}
+
+// B10: what an agent's environment and folder hold does not reach the daemon that all share.
+func TestAutoStartGivesTheDaemonNothingOfOurEnvironment(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for _, name := range []string{"HTTPS_PROXY", "SSL_CERT_FILE", "GODEBUG", "LD_PRELOAD", "KEYLEASE_HTTP", "KEYLEASE_ROOT_KEY", "TMPDIR", "XDG_CONFIG_HOME", "GOTRACEBACK"} {
+		t.Setenv(name, "hostile")
+	}
+	p := shortDir(t)
+	conn, err := Dial(context.Background(), DialOptions{Paths: p, AutoStart: true, Start: testStart(t, p, "auto", "1")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	b, err := os.ReadFile(filepath.Join(p.Data, fmt.Sprintf("started-%d", started(p)[0])))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := strings.Split(string(b), "\n")
+	want := []string{"HOME=/nowhere", "USER=me", "LOGNAME=me", "PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8", "WD=/"}
+	if !slices.Equal(got, want) {
+		t.Errorf("the daemon was started with %q", got)
+	}
+	if proc, ok := lookProcess(started(p)[0]); ok && proc.session != started(p)[0] {
+		t.Error("the daemon is in our session: it would go with our terminal")
+	}
+}
+
+func TestAFailedStartTellsTheLastLineOfTheLog(t *testing.T) {
+	p := shortDir(t)
+	if err := ownFolder(p.Data); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(p.daemonLog(), []byte(strings.Repeat("old line\n", 200_000)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Dial(context.Background(), DialOptions{Paths: p, AutoStart: true, Start: testStart(t, p, "broken", "1")})
+	var start *StartError
+	if !errors.As(err, &start) || start.Code != 9 || start.LastLine != "the root key does not fit this store; hint: restore root.key" {
+		t.Fatalf("got %v", err)
+	}
+	if info, _ := os.Stat(p.daemonLog()); info.Size() > 1000 {
+		t.Error("a log of more than 1 MiB was kept")
+	}
+	s := startRelay(t, context.Background(), RelayOptions{Paths: p, AutoStart: true, Start: testStart(t, p, "broken", "1")})
+	if a := s.ask(handshake("0", "x")); a.Error == nil || !strings.Contains(a.Error.Message, "the root key does not fit") {
+		t.Fatal(a.raw)
+	}
+}
+
+func TestServeTakesOverFromAnAutoStartedDaemonOnly(t *testing.T) {
+	p := shortDir(t)
+	start := testStart(t, p, "auto", "1.0.0")
+	s := startRelay(t, context.Background(), RelayOptions{Paths: p, AutoStart: true, Start: start, Version: "1.0.0"})
+	s.open("claude-code")
+	begin := time.Now()
+	newHouse().open(t, Options{Paths: p, Version: "1.0.0"})
+	if took := time.Since(begin); took > 3*time.Second {
+		t.Errorf("taking over took %v", took)
+	}
+	if n := readLockNote(p.lock()); n.PID != os.Getpid() {
+		t.Errorf("the lock says %+v", n)
+	}
+	if a := s.ask(call1("1", "whoami", "")); !strings.HasPrefix(a.text(), "agent claude-code") {
+		t.Fatalf("the relay did not move: %s", a.raw)
+	}
+	err := serve(context.Background(), Options{Paths: p}, nil)
+	var running *RunningError
+	if !errors.As(err, &running) || running.PID != os.Getpid() {
+		t.Fatalf("a second daemon by hand gave %v", err)
+	}
+}
+
+func TestRelayOfANewerVersionReplacesAnAutoStartedDaemonOnce(t *testing.T) {
+	p := shortDir(t)
+	old := startRelay(t, context.Background(), RelayOptions{Paths: p, AutoStart: true, Start: testStart(t, p, "auto", "1.0.0"), Version: "1.0.0"})
+	old.open("old")
+	young := startRelay(t, context.Background(), RelayOptions{Paths: p, AutoStart: true, Start: testStart(t, p, "auto", "1.1.0"), Version: "1.1.0"})
+	young.open("young")
+	if a := old.ask(call1("1", "whoami", "")); !strings.HasPrefix(a.text(), "agent old") {
+		t.Fatal(a.raw)
+	}
+	if a := young.ask(call1("1", "whoami", "")); !strings.HasPrefix(a.text(), "agent young") {
+		t.Fatal(a.raw)
+	}
+}
+
+func TestRelayOutlivesAKilledAndAnIdleDaemon(t *testing.T) {
+	p := shortDir(t)
+	s := startRelay(t, context.Background(), RelayOptions{Paths: p, AutoStart: true, Start: testStart(t, p, "idle", "1.0.0"), Version: "1.0.0"})
+	s.open("claude-code")
+	_ = syscall.Kill(readLockNote(p.lock()).PID, syscall.SIGKILL)
+	comesTrue(t, "the relay started another daemon unasked", func() bool { return len(started(p)) == 2 })
+	if a := s.ask(call1("1", "whoami", "")); !strings.HasPrefix(a.text(), "agent claude-code") {
+		t.Fatal(a.raw)
+	}
+	comesTrue(t, "the idle daemon went", func() bool { return errors.Is(checkSocket(p.SocketPath()), os.ErrNotExist) })
+	time.Sleep(100 * time.Millisecond)
+	if n := len(started(p)); n != 2 {
+		t.Fatalf("an idle daemon was started again: %d", n)
+	}
+	if a := s.ask(call1("2", "whoami", "")); !strings.HasPrefix(a.text(), "agent claude-code") {
+		t.Fatal(a.raw)
+	}
+}
+
+func TestADaemonWithALiveLeaseOrStartedByHandDoesNotStopForIdleness(t *testing.T) {
+	h, p := newHouse(), shortDir(t)
+	h.leases = 1
+	h.open(t, Options{Paths: p, Auto: true, IdleStop: 50 * time.Millisecond})
+	by := newHouse()
+	p2 := shortDir(t)
+	by.open(t, Options{Paths: p2, IdleStop: 50 * time.Millisecond})
+	time.Sleep(200 * time.Millisecond)
+	if checkSocket(p.SocketPath()) != nil || checkSocket(p2.SocketPath()) != nil {
+		t.Error("a daemon in use stopped")
+	}
+	h.mu.Lock()
+	h.leases = 0
+	h.mu.Unlock()
+	comesTrue(t, "it stops when the lease is over", func() bool { return checkSocket(p.SocketPath()) != nil })
+}
+
+// B8b: who squats the socket's path or folder reads nothing.
+func TestASquattedSocketIsSentNothing(t *testing.T) {
+	listen := func(p Paths) (net.Listener, chan string) {
+		l, err := net.Listen("unix", p.SocketPath())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = l.Close() })
+		heard := make(chan string, 10)
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				_ = conn.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+				b := make([]byte, 1000)
+				if n, _ := conn.Read(b); n > 0 {
+					heard <- string(b[:n])
+				}
+			}
+		}()
+		return l, heard
+	}
+	folder := func(mode os.FileMode) Paths {
+		p := shortDir(t)
+		if err := os.MkdirAll(p.Data, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(p.Data, mode); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	squats := map[string]func() (Paths, chan string){
+		"a folder open to others": func() (Paths, chan string) {
+			p := folder(0o770)
+			_, heard := listen(p)
+			return p, heard
+		},
+		"a folder that is a link": func() (Paths, chan string) {
+			real := folder(0o700)
+			_, heard := listen(real)
+			p := shortDir(t)
+			if err := os.Symlink(real.Data, p.Data); err != nil {
+				t.Fatal(err)
+			}
+			return p, heard
+		},
+		"a socket that is a link": func() (Paths, chan string) {
+			real, p := folder(0o700), folder(0o700)
+			_, heard := listen(real)
+			if err := os.Symlink(real.SocketPath(), p.SocketPath()); err != nil {
+				t.Fatal(err)
+			}
+			return p, heard
+		},
+	}
+	if os.Geteuid() == 0 {
+		squats["a folder of another user"] = func() (Paths, chan string) {
+			p := folder(0o700)
+			_, heard := listen(p)
+			if err := os.Chown(p.Data, 12345, 12345); err != nil {
+				t.Fatal(err)
+			}
+			return p, heard
+		}
+		squats["a socket of another user"] = func() (Paths, chan string) {
+			p := folder(0o700)
+			_, heard := listen(p)
+			if err := os.Chown(p.SocketPath(), 12345, 12345); err != nil {
+				t.Fatal(err)
+			}
+			return p, heard
+		}
+	}
+	for name, squat := range squats {
+		t.Run(name, func(t *testing.T) {
+			p, heard := squat()
+			o := DialOptions{Paths: p, AutoStart: true, Start: Start{Exe: "/bin/false"}}
+			if _, err := dialAdmin(context.Background(), o); !errors.Is(err, ErrUntrusted) {
+				t.Errorf("the CLI got %v", err)
+			}
+			s := startRelay(t, context.Background(), RelayOptions{Paths: p, AutoStart: true, Start: o.Start, Token: "kl_fake_token"})
+			if a := s.ask(handshake("0", "x")); a.Error == nil {
+				t.Errorf("the relay got %s", a.raw)
+			}
+			select {
+			case b := <-heard:
+				t.Errorf("the squatter heard %q", b)
+			case <-time.After(50 * time.Millisecond):
+			}
+		})
+	}
+}
+
+// The process behind a socket that looks right may still be another user's.
+func TestAPeerOfAnotherUserIsSentNothing(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs to be root to become somebody else")
+	}
+	python, err := exec.LookPath("python3")
+	if err != nil {
+		t.Skip("needs a program that listens as somebody else")
+	}
+	p := shortDir(t)
+	_ = os.MkdirAll(p.Data, 0o755)
+	_ = os.Chmod(filepath.Dir(p.Data), 0o755)
+	_ = os.Chown(p.Data, 12345, 12345)
+	cmd := exec.Command(python, "-c", `import socket,sys
+s=socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print("up", flush=True)
+c,_=s.accept(); c.settimeout(1)
+try: b=c.recv(1000)
+except Exception: b=b""
+print("heard", len(b), flush=True)`, p.SocketPath())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 12345, Gid: 12345}}
+	out, _ := cmd.StdoutPipe()
+	if err := cmd.Start(); err != nil {
+		t.Skip(err)
+	}
+	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	var word string
+	if _, err := fmt.Fscan(out, &word); err != nil || word != "up" {
+		t.Skip("the other user could not listen")
+	}
+	_, _ = os.Chown(p.Data, 0, 0), os.Chmod(p.Data, 0o700)
+	_ = os.Chown(p.SocketPath(), 0, 0)
+	if _, err := connect(context.Background(), p); !errors.Is(err, ErrUntrusted) {
+		t.Errorf("got %v", err)
+	}
+	var n int
+	if _, err := fmt.Fscan(out, &word, &n); err != nil || n != 0 {
+		t.Errorf("the other user heard %d bytes", n)
+	}
+}
+
+func TestLongPathsMoveToAFolderOfOurOwn(t *testing.T) {
+	long := strings.Repeat("/long-folder-name", 10)
+	a, b := Paths{Data: long + "/a"}.SocketPath(), Paths{Data: long + "/b"}.SocketPath()
+	if a == b || len(a) > maxSocketPath || !strings.HasPrefix(a, fmt.Sprintf("/tmp/keylease-%d/", os.Geteuid())) {
+		t.Errorf("got %s and %s", a, b)
+	}
+	p := Paths{Data: filepath.Join(t.TempDir(), strings.Repeat("x", 100))}
+	h := newHouse()
+	h.open(t, Options{Paths: p})
+	w := dialWire(t, p, hello{As: "x"})
+	if a := w.ask(call1("1", "whoami", "")); a.Error != nil {
+		t.Fatal(a.raw)
+	}
+}
+
+func TestServeRefusesAForeignOrOpenFolder(t *testing.T) {
+	p := shortDir(t)
+	if err := os.MkdirAll(p.Data, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	_ = os.Chmod(p.Data, 0o755)
+	if err := serve(context.Background(), Options{Paths: p}, nil); !errors.Is(err, ErrUntrusted) {
+		t.Errorf("an open folder gave %v", err)
+	}
+}
+
+func TestAPortInUseIsItsOwnError(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	err = serve(context.Background(), Options{Paths: shortDir(t), HTTPAddr: l.Addr().String()}, nil)
+	var port *PortError
+	if !errors.As(err, &port) || port.Addr != l.Addr().String() {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestADaemonStopsInTimeWhoeverIsConnected(t *testing.T) {
+	h, p := newHouse(), shortDir(t)
+	stop := h.open(t, Options{Paths: p})
+	for range 20 {
+		dialWire(t, p, hello{As: "idle"})
+	}
+	w := dialWire(t, p, hello{As: "x"})
+	w.send(call1("1", "hold", `"mark":"a"`)) // never ends
+	<-h.entered
+	silent, err := connect(context.Background(), p) // says no hello
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	admin, err := dialAdmin(context.Background(), DialOptions{Paths: p}) // sends no request
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	begin := time.Now()
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begin); took > stopTime {
+		t.Errorf("stopping took %v", took)
+	}
+	if _, err := os.Lstat(p.SocketPath()); !errors.Is(err, os.ErrNotExist) {
+		t.Error("the socket is still there")
+	}
+}

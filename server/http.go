@@ -1,0 +1,271 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/mark3labs/mcp-go/mcp"
+	mcpserver "github.com/mark3labs/mcp-go/server"
+	"github.com/rs/zerolog"
+
+	"keylease/internal/identity"
+	"keylease/internal/lease"
+)
+
+// httpOptions is what HTTP needs to know of the rest. Broker fills in those of the funcs that are nil.
+type httpOptions struct {
+	Broker *lease.Broker
+	MCP    *mcpserver.MCPServer // the three tools; shared with every other transport
+	Log    zerolog.Logger
+
+	Addr           string   // where it listens; its host is one to be called by
+	AllowedHosts   []string // beside that and loopback; with or without port
+	AllowedOrigins []string // beside the server's own; whole, as a browser sends them: "https://host:port"
+
+	// Authenticate turns a bearer token into its principal. It is called with "" where none was sent, so that the
+	// attempt is counted; whatever it answers then, nobody is let in.
+	Authenticate func(ctx context.Context, token, source string) (identity.Principal, error)
+	Attach       func(context.Context, identity.Caller)    // a session is alive
+	Detach       func(ctx context.Context, session string) // its holder left
+	Ready        func() (status any, ok bool)              // for /readyz, which anybody may read
+	Called       func()                                    // optional: somebody known made a request
+	// Misused records that a caller, at source, named a session that belongs to somebody else. Optional.
+	Misused func(ctx context.Context, who identity.Caller, source string)
+	// Lapse says that a session was forgotten for being quiet, which is not a disconnect: its leases go on. Optional.
+	Lapse func(session string)
+
+	Now       func() time.Time // optional: time.Now
+	Heartbeat time.Duration    // optional, 25 s: how often a stream is written to and its token looked at again
+}
+
+func (o *httpOptions) complete() {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Heartbeat == 0 {
+		o.Heartbeat = 25 * time.Second
+	}
+	if o.Called == nil {
+		o.Called = func() {}
+	}
+	b := o.Broker
+	if b == nil {
+		return
+	}
+	if o.Authenticate == nil {
+		o.Authenticate = b.Authenticate
+	}
+	if o.Attach == nil {
+		o.Attach = b.Attach
+	}
+	if o.Detach == nil {
+		o.Detach = b.Detach
+	}
+	if o.Ready == nil {
+		o.Ready = func() (any, bool) { return readiness(b.Activity(), b.PolicyStatus()) }
+	}
+}
+
+// readiness tells anybody who asks as much as a load balancer needs: why something is wrong is for the log and the
+// CLI, because faults name files, rules and credentials.
+func readiness(a lease.Activity, p lease.PolicyStatus) (any, bool) {
+	s := struct {
+		Ready  bool   `json:"ready"`
+		Store  string `json:"store"`
+		Policy string `json:"policy"`
+	}{Ready: a.Healthy, Store: "ok", Policy: "none: what a credential admits is allowed"}
+	if !a.Healthy {
+		s.Store = "cannot record changes"
+	}
+	switch {
+	case p.Problem != "":
+		s.Policy = "the file on disk is not in force: see the log or 'keylease policy check'"
+	case p.Present:
+		s.Policy = "in force"
+	}
+	return s, s.Ready
+}
+
+// httpHandler serves Streamable HTTP at /mcp, HTTP+SSE at /sse and /message, and /healthz and /readyz. Between the
+// network and mcp-go it settles, in this order: is this a request that a program may make (admissible), who sends
+// it (authenticate), may they have one more in flight, is it JSON that can be read in only one way (strictJSON),
+// and is the session that it names their own.
+type httpHandler struct {
+	httpOptions
+	sessions   *sessionTable
+	streamable *mcpserver.StreamableHTTPServer
+	streams    sync.Map // SSE: session id → *sseStream
+	routes     *http.ServeMux
+	closing    context.Context // ends when the server stops; streams end with it
+	stop       context.CancelFunc
+	bodyTime   time.Duration // how long a body may take to come
+}
+
+func newHTTPHandler(o httpOptions) *httpHandler {
+	o.complete()
+	if host, _, err := net.SplitHostPort(o.Addr); err == nil && host != "" && !isLoopbackName(host) {
+		o.AllowedHosts = append(slices.Clone(o.AllowedHosts), host)
+	}
+	h := &httpHandler{httpOptions: o, routes: http.NewServeMux(), bodyTime: 10 * time.Second}
+	h.closing, h.stop = context.WithCancel(context.Background())
+	h.sessions = &sessionTable{now: o.Now, base: h.closing, attach: o.Attach, detach: h.detach, lapsed: h.lapsed,
+		byID: map[string]*httpSession{}, parties: map[identity.Principal]*party{}}
+	h.streamable = h.newStreamable()
+
+	h.routes.HandleFunc("/mcp", h.senderKnown(h.serveMCP, http.MethodPost, http.MethodGet, http.MethodDelete))
+	h.routes.HandleFunc("/sse", h.senderKnown(h.serveSSE, http.MethodGet))
+	h.routes.HandleFunc("/message", h.senderKnown(h.serveMessage, http.MethodPost))
+	h.routes.HandleFunc("/healthz", getOnly(h.serveHealth))
+	h.routes.HandleFunc("/readyz", getOnly(h.serveReady))
+	h.routes.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		notFound("there is nothing here", "MCP is served at /mcp, or at /sse for older clients.").write(w)
+	})
+	return h
+}
+
+// newHTTPServer puts limits on time and size around h. No WriteTimeout: streams are written to for hours; they set
+// deadlines of their own. Shutdown cuts the streams and waits for calls in flight.
+func newHTTPServer(h *httpHandler) *http.Server {
+	s := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
+		ErrorLog: silent(h.Log)}
+	s.RegisterOnShutdown(h.Close)
+	return s
+}
+
+// listenHTTP listens on addr. Without TLS, which this version does not have, only loopback will do: tokens and
+// secrets would travel in the clear.
+func listenHTTP(ctx context.Context, addr string) (net.Listener, error) {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, fmt.Errorf("reading the HTTP address %q: %w", addr, err)
+	}
+	if !isLoopbackName(host) {
+		return nil, fmt.Errorf("the HTTP address %q is not a loopback one: beyond loopback keylease would need TLS, which this version does not have", addr)
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", addr, err)
+	}
+	return l, nil
+}
+
+// Close ends every stream. Calls in flight go on; http.Server.Shutdown waits for them.
+func (h *httpHandler) Close() { h.stop() }
+
+func (h *httpHandler) ServeHTTP(inner http.ResponseWriter, r *http.Request) {
+	w := &watchedWriter{ResponseWriter: inner}
+	defer h.recovered(w, r)
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.Header().Set("Cache-Control", "no-store")
+	f := h.admissible(r)
+	if f == nil {
+		f = h.limitReading(w, r)
+	}
+	if f != nil {
+		f.write(w)
+		return
+	}
+	h.routes.ServeHTTP(w, r)
+}
+
+// senderKnown lets next see only requests of these methods whose sender is known.
+func (h *httpHandler) senderKnown(next func(http.ResponseWriter, *http.Request, identity.Principal), methods ...string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if !slices.Contains(methods, r.Method) {
+			methodNotAllowed(strings.Join(methods, ", ")).write(w)
+			return
+		}
+		p, f := h.authenticate(r)
+		if f != nil {
+			f.write(w)
+			return
+		}
+		h.Called()
+		next(w, r, p)
+	}
+}
+
+// getOnly lets next see GET and HEAD.
+func getOnly(next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			methodNotAllowed("GET, HEAD").write(w)
+			return
+		}
+		next(w, r)
+	}
+}
+
+func (h *httpHandler) serveHealth(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, _ = io.WriteString(w, "ok\n")
+}
+
+func (h *httpHandler) serveReady(w http.ResponseWriter, _ *http.Request) {
+	status, ok := h.Ready()
+	w.Header().Set("Content-Type", "application/json")
+	if !ok {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	_ = json.NewEncoder(w).Encode(status)
+}
+
+// httpMessage is a JSON-RPC message as far as it is read before mcp-go sees it: enough to tell its era and session.
+type httpMessage struct {
+	envelope
+	body   []byte
+	modern bool // it says itself that it needs no handshake
+	client claim
+}
+
+// readMessage reads the body as the one thing that it can mean, and gives it back to r for mcp-go. What it refuses
+// it answers, and returns nil.
+func readMessage(w http.ResponseWriter, r *http.Request) *httpMessage {
+	body, f := readBody(w, r)
+	if f != nil {
+		f.write(w)
+		return nil
+	}
+	e, bad := parseEnvelope(body)
+	if bad != nil {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusBadRequest)
+		_, _ = w.Write(bad.line(e.ID))
+		return nil
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	m := &httpMessage{envelope: e, body: body}
+	m.client.Name, m.client.Version = claimedClient(&e)
+	var params struct {
+		Meta *mcp.Meta `json:"_meta"`
+	}
+	if json.Unmarshal(e.Params, &params) == nil { // else it is no era's: mcp-go reads it the same way
+		m.modern = mcp.IsModernProtocol(params.Meta.ProtocolVersion())
+	}
+	return m
+}
+
+// detach tells the broker that a session's holder left, unless it is we who leave: then the next start knows.
+func (h *httpHandler) detach(session string) {
+	if h.closing.Err() == nil {
+		h.Detach(context.WithoutCancel(h.closing), session)
+	}
+}
+
+// misused records that p named somebody else's session; what p is told is what a session that never was is told.
+func (h *httpHandler) misused(r *http.Request, p identity.Principal, transport string) {
+	h.Log.Warn().Str("identity", p.Name).Str("by", p.By).Str("source", clientIP(r)).Str("transport", transport).
+		Msg("a caller named an MCP session that belongs to somebody else; it was told there is none")
+	if h.Misused != nil {
+		h.Misused(r.Context(), identity.Caller{Principal: p, Transport: transport}, clientIP(r))
+	}
+}

@@ -1,0 +1,20 @@
+//go:build !linux && !darwin
+
+package server
+
+import (
+	"io/fs"
+	"os"
+	"syscall"
+)
+
+const (
+	supported = false
+	noFollow  = 0
+)
+
+func tryLock(*os.File) error { return ErrUnsupported }
+
+func ownerOf(fs.FileInfo) int { return -1 }
+
+func detached() *syscall.SysProcAttr { return nil }

@@ -1,0 +1,28 @@
+//go:build linux || darwin
+
+package server
+
+import (
+	"io/fs"
+	"os"
+	"syscall"
+)
+
+const supported = true
+
+// tryLock takes the file's lock without waiting. The kernel lets go of it when the process ends, however it ends,
+// which is what a pid file can't promise.
+func tryLock(f *os.File) error { return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) }
+
+// ownerOf returns who owns a file.
+func ownerOf(info fs.FileInfo) int {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return int(st.Uid)
+	}
+	return -1
+}
+
+// detached makes a child a session of its own, so that it outlives the terminal and the agent that started it.
+func detached() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setsid: true} }
+
+const noFollow = syscall.O_NOFOLLOW

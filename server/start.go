@@ -1,0 +1,263 @@
+package server
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Start is how the daemon is started by whoever finds none. Everything in it is fixed by the program, nothing by the
+// folder or the environment that an agent was started in: all agents share this daemon.
+type Start struct {
+	Exe  string   // the program, as resolved when this process started
+	Args []string // its arguments: serve --auto …
+	Env  []string // its whole environment: see StartEnv
+}
+
+// StartEnv is the environment of a daemon that a relay or a command starts. extra is for what only cmd can decide
+// about (the root key, where the store says that it comes from the environment).
+func StartEnv(home, user string, extra ...string) []string {
+	return append([]string{
+		"HOME=" + home,
+		"USER=" + user,
+		"LOGNAME=" + user,
+		"PATH=/usr/local/bin:/usr/bin:/bin",
+		"LANG=C.UTF-8",
+	}, extra...)
+}
+
+const (
+	startTime  = 10 * time.Second // for a daemon to come up
+	lockTime   = 15 * time.Second // for another one's start to end
+	dialTime   = 2 * time.Second
+	maxLogSize = 1 << 20 // beyond it the daemon's log starts anew
+)
+
+// DialOptions is how to find the daemon.
+type DialOptions struct {
+	Paths     Paths
+	Version   string
+	AutoStart bool // start it where none runs
+	Start     Start
+}
+
+// Dial connects to the daemon and checks, before a byte is sent, that the folder, the socket and the process behind
+// it are ours. Errors: ErrUntrusted, ErrUnreachable, *StartError.
+func Dial(ctx context.Context, o DialOptions) (net.Conn, error) {
+	if !supported {
+		return nil, ErrUnsupported
+	}
+	conn, err := connect(ctx, o.Paths)
+	if !errors.Is(err, ErrUnreachable) || !o.AutoStart {
+		return conn, err
+	}
+	if err := ownFolder(o.Paths.Data); err != nil {
+		return nil, err
+	}
+	lock, err := takeLock(o.Paths.startLock(), lockTime)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	if conn, err := connect(ctx, o.Paths); !errors.Is(err, ErrUnreachable) {
+		return conn, err // somebody started it while we waited
+	}
+	return o.start(ctx)
+}
+
+// connect tries once. Where nothing listens the error is ErrUnreachable.
+func connect(ctx context.Context, p Paths) (net.Conn, error) {
+	path := p.SocketPath()
+	if err := checkSocket(path); errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrUnreachable
+	} else if err != nil {
+		return nil, err
+	}
+	dialer := net.Dialer{Timeout: dialTime}
+	conn, err := dialer.DialContext(ctx, "unix", path)
+	if err != nil {
+		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
+			return nil, ErrUnreachable // a socket that a killed daemon left
+		}
+		return nil, fmt.Errorf("connecting to the daemon: %w", err)
+	}
+	if _, err := samePeer(conn); err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// start runs the daemon and waits until it answers. The caller holds the start lock, so there is one at a time; the
+// daemon itself waits for one that is just leaving.
+func (o DialOptions) start(ctx context.Context) (net.Conn, error) {
+	log, from, err := openLog(o.Paths.daemonLog())
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	cmd := &exec.Cmd{Path: o.Start.Exe, Args: append([]string{o.Start.Exe}, o.Start.Args...), Env: o.Start.Env,
+		Dir: "/", Stdout: log, Stderr: log, SysProcAttr: detached()}
+	if cmd.Env == nil {
+		cmd.Env = []string{} // nil would mean ours
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("starting the daemon: %w", err)
+	}
+	exited := make(chan int, 1)
+	go func() { _ = cmd.Wait(); exited <- cmd.ProcessState.ExitCode() }() // lives as long as the daemon or we do
+	deadline := time.NewTimer(startTime)
+	defer deadline.Stop()
+	for pause := 2 * time.Millisecond; ; pause = min(pause*3/2, 50*time.Millisecond) {
+		conn, err := connect(ctx, o.Paths)
+		if !errors.Is(err, ErrUnreachable) {
+			return conn, err
+		}
+		select {
+		case code := <-exited:
+			if conn, err := connect(ctx, o.Paths); err == nil {
+				return conn, nil // it gave way to one that a person started
+			}
+			return nil, &StartError{code, lastLine(log, from)}
+		case <-deadline.C:
+			return nil, &StartError{-1, lastLine(log, from)}
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+// openLog opens the daemon's log for appending and says where the new lines begin.
+func openLog(path string) (*os.File, int64, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND|noFollow, 0o600)
+	if err != nil {
+		return nil, 0, fmt.Errorf("opening the daemon's log: %w", err)
+	}
+	info, err := f.Stat()
+	if err == nil && info.Size() > maxLogSize {
+		err = f.Truncate(0)
+		return f, 0, err
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, 0, fmt.Errorf("opening the daemon's log: %w", err)
+	}
+	return f, info.Size(), nil
+}
+
+// lastLine is what the daemon said last since from: its error and the hint that goes with it, where it ended with one.
+func lastLine(log *os.File, from int64) string {
+	last, failure, hint := "", "", ""
+	lines := bufio.NewScanner(io.NewSectionReader(log, from, maxLogSize))
+	for lines.Scan() {
+		line := strings.TrimSpace(cleanText(lines.Text(), 500))
+		switch {
+		case strings.HasPrefix(line, "keylease: error: "):
+			failure, hint = line, ""
+		case strings.HasPrefix(line, "keylease: hint: "):
+			hint = "; " + strings.TrimPrefix(line, "keylease: ")
+		case line != "":
+			last = line
+		}
+	}
+	if failure != "" {
+		return strings.TrimPrefix(failure, "keylease: error: ") + hint
+	}
+	return last
+}
+
+// dialAdmin opens a connection that speaks HTTP to the admin API.
+func dialAdmin(ctx context.Context, o DialOptions) (net.Conn, error) {
+	conn, err := Dial(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	r := bufio.NewReader(conn)
+	if _, err := sayHello(conn, r, hello{Kind: kindAdmin, Version: o.Version}); err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return readConn{conn, r}, nil
+}
+
+// askHandover asks an auto-started daemon to stop and waits until its connection ends.
+func askHandover(ctx context.Context, p Paths, version string) error {
+	conn, err := connect(ctx, p)
+	if errors.Is(err, ErrUnreachable) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if _, err := sayHello(conn, bufio.NewReader(conn), hello{Kind: kindHandover, Version: version}); err != nil {
+		return fmt.Errorf("asking the running daemon to hand over: %w", err)
+	}
+	return nil
+}
+
+// holdData takes the lock of the data folder for this daemon's life, from a daemon that a relay started if need be.
+func holdData(ctx context.Context, o Options) (*os.File, error) {
+	wait := 200 * time.Millisecond // longer than anybody holds it without being a daemon
+	if o.Auto {
+		wait = takeoverTime // the one that is leaving, whose socket is gone already
+	}
+	lock, err := takeLock(o.Paths.lock(), wait)
+	if !errors.Is(err, errHeld) {
+		return lock, err
+	}
+	note := readLockNote(o.Paths.lock())
+	running := &RunningError{note.PID, note.Auto, note.Version}
+	if o.Auto || o.inProcess || !note.Auto {
+		return nil, running
+	}
+	starting, err := takeLock(o.Paths.startLock(), lockTime) // or a relay would start another one in between
+	if err != nil {
+		return nil, err
+	}
+	defer starting.Close()
+	if err := askHandover(ctx, o.Paths, o.Version); err != nil {
+		return nil, errors.Join(running, err)
+	}
+	lock, err = takeLock(o.Paths.lock(), takeoverTime)
+	if errors.Is(err, errHeld) {
+		return nil, running
+	}
+	return lock, err
+}
+
+// Standalone is a daemon and one client in this process: it ends when the client does. Where a daemon has the data
+// folder already the error is *RunningError.
+func Standalone(ctx context.Context, o Options, r RelayOptions) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	o.inProcess, o.Auto, r.AutoStart = true, false, false
+	up := make(chan struct{})
+	ready := o.Ready
+	o.Ready = func(l Listening) {
+		if ready != nil {
+			ready(l)
+		}
+		close(up)
+	}
+	served := make(chan error, 1)
+	go func() { served <- Serve(ctx, o) }()
+	select {
+	case err := <-served:
+		return err
+	case <-up:
+	}
+	err := Relay(ctx, r)
+	cancel()
+	return errors.Join(err, <-served)
+}

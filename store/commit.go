@@ -1,0 +1,244 @@
+package store
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"runtime"
+	"sync"
+	"time"
+)
+
+// gather is how long the committer waits after a group of more than one for the callers it has just answered: they
+// come back at once, and a fuller group is worth more than the wait (+57 % at 8 callers).
+const gather = 50 * time.Microsecond
+
+// Pending is a change on its way to the disk.
+type Pending struct {
+	change Change
+	body   []byte // the encoding of its Entry as far as it is known
+	size   int
+	done   sync.WaitGroup
+	err    error
+}
+
+// Wait returns the Entry as it stands in the trail once it is durable. An error that is ErrUnavailable means that
+// nothing later is written either until Recover. Any other error is about this change alone: it was never queued.
+func (p *Pending) Wait() (Entry, error) {
+	p.done.Wait()
+	if p.err != nil {
+		return Entry{}, p.err
+	}
+	return p.change.Entry, nil
+}
+
+func (p *Pending) finish(err error) {
+	p.err = err
+	p.body = nil
+	p.done.Done()
+}
+
+// Submit queues a change. It never waits for the disk; the order of Submit is the order of the trail. What c refers to
+// must stay as it is until Wait returns.
+func (s *Store) Submit(c Change) *Pending {
+	p := &Pending{change: c}
+	p.done.Add(1)
+	if err := p.prepare(s.now); err != nil {
+		p.finish(fmt.Errorf("recording %s: %w", c.Entry.Event, err))
+		return p
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.failed != nil:
+		p.finish(s.failed)
+	case s.closed:
+		p.finish(fmt.Errorf("%w: it is closed", ErrUnavailable))
+	default:
+		s.queue = append(s.queue, p)
+		s.wake.Signal()
+	}
+	return p
+}
+
+// prepare does what needs neither order nor disk.
+func (p *Pending) prepare(now func() time.Time) error {
+	e := &p.change.Entry
+	if err := checkDetails(e); err != nil {
+		return err
+	}
+	if e.Version < 0 || e.Version > 1<<31-1 {
+		return fmt.Errorf("version %d is not one", e.Version)
+	}
+	if e.Time.IsZero() {
+		e.Time = now()
+	}
+	e.Time = time.Unix(0, e.Time.UnixNano()).UTC() // what reading it back gives
+	e.Records = nil
+	rand.Read(e.Salt[:])
+	p.body = encodeBody(make([]byte, 0, 512), e)
+	p.size = len(p.body) + headLen
+	for _, r := range p.change.Records {
+		p.size += len(r.Plain) + 256
+	}
+	for _, v := range p.change.Values {
+		p.size += v.Value.Len() + 512
+	}
+	if len(p.body) > maxEntry || p.size > maxChange {
+		return fmt.Errorf("it is too large: %d bytes", p.size)
+	}
+	return nil
+}
+
+// commitLoop is the one writer of the trail.
+func (s *Store) commitLoop() {
+	last := 0
+	for {
+		group := s.take(last)
+		if group == nil {
+			return
+		}
+		err := s.commit(group)
+		s.settle(group, err)
+		last = len(group)
+	}
+}
+
+// take waits for changes and cuts a group off the queue; nil when the store was closed and nothing is left.
+func (s *Store) take(last int) []*Pending {
+	if last > 1 {
+		s.gather(last)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.queue) == 0 {
+		if s.closed {
+			return nil
+		}
+		s.wake.Wait()
+	}
+	n, size := 0, 0
+	for n < len(s.queue) && n < maxGroup {
+		if size += s.queue[n].size; n > 0 && size > maxGroupBytes {
+			break
+		}
+		n++
+	}
+	group := append(make([]*Pending, 0, n), s.queue[:n]...)
+	clear(s.queue[:n])
+	if s.queue = s.queue[n:]; len(s.queue) == 0 {
+		s.queue = nil
+	}
+	s.busy = true
+	return group
+}
+
+func (s *Store) gather(last int) {
+	for begun := time.Now(); time.Since(begun) < gather; runtime.Gosched() {
+		s.mu.Lock()
+		enough := len(s.queue) >= last || s.closed
+		s.mu.Unlock()
+		if enough {
+			return
+		}
+	}
+}
+
+// settle answers a group. An error stops everything: what was queued behind it was decided on a state that the disk
+// does not have.
+func (s *Store) settle(group []*Pending, err error) {
+	s.mu.Lock()
+	s.busy = false
+	if err != nil {
+		s.failed = fmt.Errorf("%w: %w", ErrUnavailable, err)
+		err = s.failed
+		group = append(group, s.queue...)
+		s.queue = nil
+	}
+	if len(s.queue) == 0 {
+		s.idle.Broadcast()
+	}
+	s.mu.Unlock()
+	for _, p := range group {
+		p.finish(err)
+	}
+}
+
+// commit numbers, chains and seals a group and writes it, its records and its values in one synced transaction. If we
+// crash before the sync, nothing of it happened and nobody was told; after it, all of it did.
+func (s *Store) commit(group []*Pending) error {
+	s.disk.Lock()
+	defer s.disk.Unlock()
+	if err := s.room(); err != nil {
+		return err
+	}
+	at := s.durable()
+	prev := at
+	plain, entry := s.plain[:0], s.entry
+	writes := make([]write, 1, 4)
+	for _, p := range group {
+		e := &p.change.Entry
+		e.Seq, e.Prev = at.seq+1, at.hash
+		var err error
+		if writes, err = s.sealChange(writes, &p.change); err != nil {
+			return err
+		}
+		entry = appendEntry(entry[:0], e, p.body)
+		e.Hash = sha256.Sum256(entry)
+		plain = append(binary.AppendUvarint(plain, uint64(len(entry))), entry...)
+		at = head{e.Seq, e.Hash}
+	}
+	s.plain, s.entry = plain, entry
+	sealed, err := s.sealer.seal(s.keys, prev.seq+1, prev.hash, len(group), plain)
+	if err != nil {
+		return err
+	}
+	writes[0] = write{groupKey(prev.seq + 1), sealed}
+	if err := s.write(writes); err != nil {
+		return fmt.Errorf("writing events %d to %d: %w", prev.seq+1, at.seq, err)
+	}
+	s.mu.Lock()
+	s.head = at
+	s.mu.Unlock()
+	if err := s.anchor.put(s.keys, at); err != nil {
+		s.stopWriting(err) // this group is on disk and is answered; nothing goes on without an anchor
+	}
+	return nil
+}
+
+// stopWriting makes all that is submitted from now on fail.
+func (s *Store) stopWriting(err error) {
+	s.log.Error().Err(err).Msg("the store stops recording")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failed == nil {
+		s.failed = fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+}
+
+// Recover makes the store take changes again after one could not be written: it waits for what is in flight, makes
+// sure that what can be read is on the disk, and reads the end of the trail from there. A group whose writing failed
+// may turn out to be in it; the caller then rebuilds from Load what it holds in memory.
+func (s *Store) Recover() error {
+	s.mu.Lock()
+	for s.busy || len(s.queue) > 0 {
+		s.idle.Wait()
+	}
+	s.mu.Unlock()
+	s.disk.Lock()
+	defer s.disk.Unlock()
+	if err := s.usable(); err != nil {
+		return err
+	}
+	if err := s.db.Sync(); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if err := s.readHead(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.failed = nil
+	s.mu.Unlock()
+	return nil
+}

@@ -1,0 +1,102 @@
+//go:build unix
+
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"syscall"
+)
+
+// privateFiles makes all that this process creates readable by its owner only: Badger itself would make its files 0644.
+func privateFiles() { syscall.Umask(0o077) }
+
+// trustFolder makes sure that dir is a folder of our own which nobody else can look into. With create it is made, and
+// an empty one of ours is closed to others.
+func trustFolder(dir string, create bool) error {
+	if create {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("making the folder: %w", err)
+		}
+	}
+	info, err := os.Lstat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w: %s", ErrNoStore, dir)
+	case err != nil:
+		return err
+	case info.Mode()&fs.ModeSymlink != 0:
+		return fmt.Errorf("%w: %s is a symbolic link: name the folder it leads to", ErrFolder, dir)
+	case !info.IsDir():
+		return fmt.Errorf("%w: %s is not a folder", ErrFolder, dir)
+	case owner(info) != os.Geteuid():
+		return fmt.Errorf("%w: %s belongs to uid %d, not to you (uid %d): run keylease as its owner, or: chown -R %d %s",
+			ErrFolder, dir, owner(info), os.Geteuid(), os.Geteuid(), dir)
+	case info.Mode().Perm()&0o077 != 0:
+		if left, err := os.ReadDir(dir); create && err == nil && len(left) == 0 {
+			return os.Chmod(dir, 0o700)
+		}
+		return fmt.Errorf("%w: %s is open to others (mode %04o): chmod 700 %s", ErrFolder, dir, info.Mode().Perm(), dir)
+	}
+	return nil
+}
+
+// trustAnchorFolder is trustFolder for the folder of the root key: others may look, not write.
+func trustAnchorFolder(dir string, create bool) error {
+	if create {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("making the folder: %w", err)
+		}
+	}
+	info, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil // a missing anchor is told apart by openAnchor
+	case err != nil:
+		return err
+	case owner(info) != os.Geteuid() && owner(info) != 0:
+		return fmt.Errorf("%w: %s belongs to uid %d, not to you (uid %d): chown %d %s",
+			ErrFolder, dir, owner(info), os.Geteuid(), os.Geteuid(), dir)
+	case info.Mode().Perm()&0o022 != 0:
+		return fmt.Errorf("%w: others can write to %s (mode %04o): chmod go-w %s", ErrFolder, dir, info.Mode().Perm(), dir)
+	}
+	return nil
+}
+
+func owner(info fs.FileInfo) int {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return -1
+	}
+	return int(st.Uid)
+}
+
+// openPlain opens a regular file of our own, following no link.
+func openPlain(path string, flag int) (*os.File, error) {
+	f, err := os.OpenFile(path, flag|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
+	if errors.Is(err, syscall.ELOOP) {
+		return nil, fmt.Errorf("%w: %s is a symbolic link", ErrFolder, path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && (!info.Mode().IsRegular() || owner(info) != os.Geteuid()) {
+		err = fmt.Errorf("%w: %s is not a plain file of yours", ErrFolder, path)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// syncFolder makes the names in dir durable.
+func syncFolder(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,163 @@
+package store
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// keycheck is the one file that is read before Badger is opened. Nobody needs a key to read it; a root key fits a
+// store if it yields Check. Who changes the file makes the store refuse its own key, and gains nothing.
+type keycheck struct {
+	Format    int    `json:"format"`
+	StoreID   string `json:"store_id"`   // 16 random bytes in hex
+	Salt      string `json:"salt"`       // 32 random bytes in hex, of every key derivation
+	KeySource string `json:"key_source"` // where the root key comes from
+	Check     string `json:"check"`      // MAC over all of the above, under a key derived from the root key
+}
+
+const (
+	keycheckName   = "keycheck"
+	keycheckFormat = 1
+	keycheckMax    = 4096
+)
+
+func storeDir(dir string) string { return filepath.Join(dir, "store") }
+
+// KeySource tells where the root key of the store in dir comes from, as recorded when it was made. It needs no key
+// and changes nothing. ErrNoStore: there is none.
+func KeySource(dir string) (string, error) {
+	kc, err := readKeycheck(dir)
+	return kc.KeySource, err
+}
+
+// openKeycheck returns the keys of the store in o.Dir, having made sure that the root key is the right one, or of a
+// new store. Before it returns nothing that exists was changed.
+func openKeycheck(o Options) (*keyring, error) {
+	if err := trustFolder(o.Dir, o.Create); err != nil {
+		return nil, err
+	}
+	kc, err := readKeycheck(o.Dir)
+	if errors.Is(err, ErrNoStore) && o.Create {
+		kc, err = createKeycheck(o)
+	}
+	if err != nil {
+		return nil, err
+	}
+	keys, err := kc.keys(o.RootKey)
+	if err != nil {
+		return nil, err
+	}
+	check, err := hex.DecodeString(kc.Check)
+	if want := kc.mac(keys); err != nil || !hmac.Equal(check, want[:]) {
+		return nil, fmt.Errorf("opening %s: %w", o.Dir, ErrWrongKey)
+	}
+	if err := trustFolder(storeDir(o.Dir), false); err != nil && !errors.Is(err, ErrNoStore) {
+		return nil, err
+	}
+	return keys, nil
+}
+
+func readKeycheck(dir string) (keycheck, error) {
+	var kc keycheck
+	path := filepath.Join(dir, keycheckName)
+	data, err := readSmall(path, keycheckMax)
+	if errors.Is(err, fs.ErrNotExist) {
+		if left, _ := os.ReadDir(storeDir(dir)); len(left) > 0 {
+			return kc, fmt.Errorf("%w: %s is missing though %s is there: put it back from a backup", ErrIntegrity, path, storeDir(dir))
+		}
+		return kc, fmt.Errorf("%w: %s", ErrNoStore, dir)
+	}
+	if err != nil {
+		return kc, fmt.Errorf("reading the key check: %w", err)
+	}
+	if err := json.Unmarshal(data, &kc); err != nil || !kc.sound() {
+		return kc, fmt.Errorf("%w: %s is damaged: put it back from a backup", ErrIntegrity, path)
+	}
+	return kc, nil
+}
+
+func (kc keycheck) sound() bool {
+	return kc.Format == keycheckFormat && len(kc.StoreID) == 32 && len(kc.Salt) == 64
+}
+
+func createKeycheck(o Options) (keycheck, error) {
+	id, salt := make([]byte, 16), make([]byte, 32)
+	rand.Read(id) // does not fail: crypto/rand ends the program instead
+	rand.Read(salt)
+	kc := keycheck{Format: keycheckFormat, StoreID: hex.EncodeToString(id), Salt: hex.EncodeToString(salt), KeySource: o.KeySource}
+	keys, err := kc.keys(o.RootKey)
+	if err != nil {
+		return kc, err
+	}
+	sum := kc.mac(keys)
+	kc.Check = hex.EncodeToString(sum[:])
+	data, err := json.MarshalIndent(kc, "", "  ")
+	if err != nil {
+		return kc, err
+	}
+	err = writeOnce(filepath.Join(o.Dir, keycheckName), append(data, '\n'))
+	if errors.Is(err, fs.ErrExist) { // another process was faster: its store it is
+		return readKeycheck(o.Dir)
+	}
+	return kc, err
+}
+
+func (kc keycheck) keys(root []byte) (*keyring, error) {
+	id, err1 := hex.DecodeString(kc.StoreID)
+	salt, err2 := hex.DecodeString(kc.Salt)
+	if err1 != nil || err2 != nil {
+		return nil, fmt.Errorf("%w: the key check is not hex", ErrIntegrity)
+	}
+	return newKeyring(root, id, salt)
+}
+
+func (kc keycheck) mac(keys *keyring) [32]byte {
+	return keyed(keys.check, tuple(nil).num(uint64(kc.Format)).text(kc.StoreID).text(kc.Salt).text(kc.KeySource))
+}
+
+// writeOnce makes path with data, whole and on disk, or leaves it alone if it exists (fs.ErrExist).
+func writeOnce(path string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", path, err)
+	}
+	if err := os.Link(f.Name(), path); err != nil { // unlike rename, never replaces
+		return fmt.Errorf("making %s: %w", path, err)
+	}
+	return syncFolder(filepath.Dir(path))
+}
+
+// readSmall reads a file that is ours and at most max bytes long.
+func readSmall(path string, max int) ([]byte, error) {
+	f, err := openPlain(path, os.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b := make([]byte, max+1)
+	n := 0
+	for n < len(b) {
+		m, err := f.Read(b[n:])
+		n += m
+		if err != nil {
+			break
+		}
+	}
+	if n > max {
+		return nil, fmt.Errorf("%w: %s is larger than it can be", ErrIntegrity, path)
+	}
+	return b[:n], nil
+}

@@ -1,0 +1,149 @@
+package store
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/ed25519"
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+)
+
+// keyring is every key of one store, each derived from the root key by HKDF-SHA256 with the store's salt and a label
+// of its own, so that one that leaks tells nothing of another. The root key itself is not kept.
+type keyring struct {
+	store [16]byte // the store's id: part of all that is authenticated, so nothing can be moved between stores
+
+	kek      cipher.AEAD // wraps the data keys of values
+	record   cipher.AEAD // credentials, tokens, the signed head
+	snapshot cipher.AEAD
+	trail    []byte // parent of the keys of trail groups, one per start
+	index    []byte // names and ids in Badger's keys
+	mac      []byte // parent of the keys of Store.MAC
+	anchor   []byte
+	check    []byte // proves that a root key is this store's
+	sign     ed25519.PrivateKey
+
+	macs sync.Map // label → derived key
+}
+
+const rootKeyLen = 32
+
+func newKeyring(root []byte, storeID, salt []byte) (*keyring, error) {
+	if len(root) != rootKeyLen {
+		return nil, fmt.Errorf("the root key has %d bytes; it must have %d", len(root), rootKeyLen)
+	}
+	k := &keyring{store: [16]byte(storeID)}
+	var failed error
+	derive := func(label string) []byte {
+		key, err := hkdf.Key(sha256.New, root, salt, "keylease/v1/"+label, 32)
+		failed = errors.Join(failed, err)
+		return key
+	}
+	aead := func(label string) cipher.AEAD {
+		a, err := newAEAD(derive(label))
+		failed = errors.Join(failed, err)
+		return a
+	}
+	k.kek, k.record, k.snapshot = aead("kek/1"), aead("records"), aead("snapshot")
+	k.trail, k.index, k.mac = derive("trail"), derive("index"), derive("mac")
+	k.anchor, k.check = derive("anchor"), derive("keycheck")
+	if seed := derive("heads"); failed == nil {
+		k.sign = ed25519.NewKeyFromSeed(seed)
+	}
+	if failed != nil {
+		return nil, fmt.Errorf("deriving keys: %w", failed)
+	}
+	return k, nil
+}
+
+// newAEAD is AES-256-GCM that puts a random 96-bit nonce in front of what it seals. No key here seals more than 2^32
+// times: records are few, a data key seals once, the trail's key is renewed (group.go).
+func newAEAD(key []byte) (cipher.AEAD, error) {
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCMWithRandomNonce(block)
+}
+
+// sealedFormat is the first byte of everything sealed: format · nonce [12] · ciphertext · tag [16].
+const sealedFormat = 1
+
+const sealedExtra = 1 + 12 + 16
+
+func seal(a cipher.AEAD, plain, aad []byte) []byte {
+	out := make([]byte, 1, len(plain)+sealedExtra)
+	out[0] = sealedFormat
+	return a.Seal(out, nil, plain, aad)
+}
+
+func open(a cipher.AEAD, sealed, aad []byte) ([]byte, error) {
+	if len(sealed) < sealedExtra || sealed[0] != sealedFormat {
+		return nil, errors.New("it is not sealed as it should be")
+	}
+	plain, err := a.Open(nil, nil, sealed[1:], aad)
+	if err != nil {
+		return nil, errors.New("it was changed, or belongs elsewhere")
+	}
+	return plain, nil
+}
+
+// tuple is an unambiguous encoding of fields: each has its length in front.
+type tuple []byte
+
+func (t tuple) bytes(b []byte) tuple {
+	return append(binary.BigEndian.AppendUint32(t, uint32(len(b))), b...)
+}
+func (t tuple) text(s string) tuple {
+	return append(binary.BigEndian.AppendUint32(t, uint32(len(s))), s...)
+}
+func (t tuple) num(n uint64) tuple {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(t, 8), n)
+}
+
+const recordSchema = 1
+
+// recordAAD ties a sealed record to its place: this store, this kind and id, this version, and the Entry that wrote it.
+func (k *keyring) recordAAD(kind Kind, id string, version int, seq uint64) []byte {
+	return tuple(make([]byte, 0, 128)).bytes(k.store[:]).text(string(kind)).text(id).num(uint64(version)).num(recordSchema).num(seq)
+}
+
+// groupAEAD is the key of the trail groups that carry salt in their header.
+func (k *keyring) groupAEAD(salt [16]byte) (cipher.AEAD, error) {
+	key, err := hkdf.Key(sha256.New, k.trail, salt[:], "keylease/v1/trail group", 32)
+	if err != nil {
+		return nil, err
+	}
+	return newAEAD(key)
+}
+
+// keyed is a keyed hash of t.
+func keyed(key []byte, t []byte) (sum [32]byte) {
+	h := hmac.New(sha256.New, key)
+	h.Write(t)
+	h.Sum(sum[:0])
+	return sum
+}
+
+// MAC returns a keyed hash of data. Labels separate uses: the same data under another label has an unrelated hash.
+// It stays the same for the life of the store. Compare in constant time where an attacker chooses data.
+func (s *Store) MAC(label string, data []byte) [32]byte {
+	key, ok := s.keys.macs.Load(label)
+	if !ok {
+		derived := keyed(s.keys.mac, tuple(nil).text(label))
+		key, _ = s.keys.macs.LoadOrStore(label, derived[:])
+	}
+	return keyed(key.([]byte), data)
+}
+
+// fingerprint names the public key that verifies this store's heads.
+func (k *keyring) fingerprint() string {
+	sum := sha256.Sum256(k.sign.Public().(ed25519.PublicKey))
+	return "SHA256:" + base64.RawStdEncoding.EncodeToString(sum[:])
+}

@@ -1,0 +1,172 @@
+package store
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/dgraph-io/badger/v4"
+)
+
+// walk passes the Entries from seq from to seq to, in order, each checked: its group opens, its number is the next,
+// its prev is the hash of the one before. What is not so is a *fault that names the first bad seq. txn is what it
+// sees: what is written meanwhile does not disturb.
+func (s *Store) walk(ctx context.Context, txn *badger.Txn, from, to uint64, fn func(*Entry) error) error {
+	from = max(from, 1)
+	if from > to {
+		return nil
+	}
+	w := walker{groups: groupReader{keys: s.keys}, from: from, to: to, fn: fn}
+	w.next = groupWith(txn, from)
+	it := txn.NewIterator(badger.IteratorOptions{Prefix: groupPrefix()})
+	defer it.Close()
+	for it.Seek(groupKey(w.next)); it.Valid() && w.next <= to; it.Next() {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		first := groupSeq(it.Item().Key())
+		if first != w.next {
+			return &fault{w.next, fmt.Sprintf("it is missing: the next group begins with event %d", first)}
+		}
+		inFn := false
+		err := it.Item().Value(func(b []byte) (err error) {
+			inFn = true
+			return w.group(first, b)
+		})
+		if err != nil && !inFn {
+			err = &fault{first, "its group can't be read: " + err.Error()}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if w.next <= to {
+		return &fault{w.next, fmt.Sprintf("it is missing, and all up to %d", to)}
+	}
+	return nil
+}
+
+// walker is where a walk stands.
+type walker struct {
+	groups   groupReader
+	decode   decoder
+	from, to uint64
+	next     uint64 // the seq that has to come
+	prev     Digest // the hash before it
+	linked   bool   // prev is known
+	fn       func(*Entry) error
+}
+
+func (w *walker) group(first uint64, b []byte) error {
+	g, err := w.groups.open(first, b)
+	if err != nil {
+		return &fault{first, err.Error()}
+	}
+	if w.linked && g.prev != w.prev || first == 1 && g.prev != (Digest{}) {
+		return &fault{first, "it does not follow the event before it"}
+	}
+	w.prev, w.linked = g.prev, true
+	for range g.count {
+		b, err := g.next()
+		if err != nil {
+			return &fault{w.next, err.Error()}
+		}
+		e, err := w.decode.entry(b)
+		switch {
+		case err != nil:
+			return &fault{w.next, err.Error()}
+		case e.Seq != w.next:
+			return &fault{w.next, fmt.Sprintf("event %d stands in its place", e.Seq)}
+		case e.Prev != w.prev:
+			return &fault{w.next, "it does not follow the event before it"}
+		}
+		w.prev = e.Hash
+		w.next++
+		if e.Seq < w.from || e.Seq > w.to {
+			continue
+		}
+		if err := w.fn(e); err != nil {
+			return err
+		}
+	}
+	if len(g.encoded) != 0 || g.count == 0 {
+		return &fault{first, errEncoding.Error()}
+	}
+	return nil
+}
+
+func groupPrefix() []byte { return []byte{'t'} }
+
+func groupSeq(key []byte) uint64 {
+	if len(key) != 9 {
+		return 0 // no group begins so: a fault where it stands
+	}
+	return binary.BigEndian.Uint64(key[1:])
+}
+
+// groupWith returns the first seq of the group that seq is in; 1 if there is none, so that a walk finds the gap.
+func groupWith(txn *badger.Txn, seq uint64) uint64 {
+	it := txn.NewIterator(badger.IteratorOptions{Prefix: groupPrefix(), Reverse: true})
+	defer it.Close()
+	if it.Seek(groupKey(seq)); it.Valid() {
+		return max(groupSeq(it.Item().Key()), 1)
+	}
+	return 1
+}
+
+// lastOnDisk reads the last group and returns where the trail ends.
+func (s *Store) lastOnDisk() (h head, err error) {
+	err = s.db.View(func(txn *badger.Txn) error {
+		first := groupWith(txn, ^uint64(0))
+		item, err := txn.Get(groupKey(first))
+		if err == badger.ErrKeyNotFound && first == 1 {
+			return nil // an empty trail
+		}
+		if err != nil {
+			return fmt.Errorf("%w: the last group: %w", ErrIntegrity, err)
+		}
+		return item.Value(func(b []byte) error {
+			w := walker{groups: groupReader{keys: s.keys}, next: first, from: first, to: ^uint64(0)}
+			w.fn = func(e *Entry) error {
+				h = head{e.Seq, e.Hash}
+				return nil
+			}
+			return w.group(first, b)
+		})
+	})
+	return h, err
+}
+
+func (s *Store) entryAt(seq uint64) (found *Entry, err error) {
+	err = s.db.View(func(txn *badger.Txn) error {
+		return s.walk(context.Background(), txn, seq, seq, func(e *Entry) error {
+			found = e
+			return nil
+		})
+	})
+	return found, err
+}
+
+// Entries passes the trail from seq from (0 and 1: the beginning) to its end at the time of the call, and stops at
+// the first error, which it returns. fn may keep the Entry.
+func (s *Store) Entries(ctx context.Context, from uint64, fn func(*Entry) error) error {
+	to := s.durable().seq
+	return s.db.View(func(txn *badger.Txn) error { return s.walk(ctx, txn, from, to, fn) })
+}
+
+// Load rebuilds what the trail tells: it passes the last snapshot and its seq to restore (nil and 0 if there is none),
+// then each Entry after it to apply. A snapshot that does not hold is left aside, since the trail tells all.
+func (s *Store) Load(restore func(snapshot []byte, seq uint64) error, apply func(*Entry) error) error {
+	to := s.durable().seq
+	return s.db.View(func(txn *badger.Txn) error {
+		data, at, err := s.readSnapshot(txn, to)
+		if err != nil {
+			s.log.Error().Err(err).Msg("the snapshot is damaged and not used; the whole trail is read instead")
+			data, at = nil, head{}
+		}
+		if err := restore(data, at.seq); err != nil {
+			return fmt.Errorf("restoring the snapshot: %w", err)
+		}
+		return s.walk(context.Background(), txn, at.seq+1, to, apply)
+	})
+}

@@ -1,0 +1,203 @@
+// Package store is what keylease remembers: one Badger database that holds the trail — which is the state of the
+// leases —, the sealed records of credentials and tokens, and the sealed values. Its rule: nothing is in it in plain,
+// nothing is believed that does not authenticate, and a change is durable before anybody is told of it.
+//
+// On disk, and who gains what by changing it:
+//
+//	Dir/keycheck      store id, salt, proof of the root key. Trusted after its MAC; a change is ErrWrongKey.
+//	Dir/store/        Badger. Trusted for nothing: each value is sealed to its place, the trail is chained, and
+//	                  what was cut off shows against the anchor.
+//	AnchorDir/anchor.<id>  the newest head, outside the folder. Who can put both it and Dir back to an older
+//	                  state goes back in time unseen; nothing less does.
+//
+// Keys in Badger (hash = the first 16 bytes of a keyed hash):
+//
+//	t · first seq u64            one group of the trail            group.go
+//	r · hash(kind, id)           a credential or token record      record.go
+//	d · hash(id) · version u32   the wrapped data key of a value   record.go
+//	v · hash(id) · version u32   the value under that key          record.go
+//	h                            the newest signed head            head.go
+//	m, s · generation · n u32    snapshot manifest and chunks      snapshot.go
+package store
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/rs/zerolog"
+)
+
+// Options say which store to open. All but KeySource and Create are required.
+type Options struct {
+	Dir       string // the data folder; 0700 and ours
+	AnchorDir string // where the anchor lies: beside the root key, never in Dir
+	RootKey   []byte // 32 bytes; not kept
+	KeySource string // recorded when the store is created
+	Create    bool   // make the store if there is none
+	Log       zerolog.Logger
+	Now       func() time.Time
+}
+
+// Store is an open store. All its methods may be called at once.
+type Store struct {
+	keys *keyring
+	db   *badger.DB
+	log  zerolog.Logger
+	now  func() time.Time
+	dir  string
+
+	// mu guards the queue and what is known to be durable.
+	mu     sync.Mutex
+	wake   *sync.Cond // the committer has something to do
+	idle   *sync.Cond // the committer has nothing left
+	queue  []*Pending
+	busy   bool  // a group is being written
+	failed error // a group could not be written: nothing else is until Recover
+	closed bool
+	head   head
+
+	// disk is held by whoever writes to Badger or the anchor: the committer, the checkpoint, Snapshot, Destroy and
+	// Recover. It guards the fields below, and nobody else changes head. Taken before mu.
+	disk   sync.Mutex
+	write  func([]write) error // one synced transaction; tests put a failing disk in front of it
+	anchor *anchor
+	sealer sealer
+	signed uint64 // seq of the newest signed head
+	plain  []byte // the committer's buffers
+	entry  []byte
+
+	stop      chan struct{}
+	running   sync.WaitGroup
+	closeOnce sync.Once
+	closeErr  error
+}
+
+// head is the end of the trail: its last Entry.
+type head struct {
+	seq  uint64
+	hash Digest
+}
+
+// Open opens the store in o.Dir, or makes one if there is none and o.Create is set. A wrong key, a second process
+// and a store that was tampered with are told apart by errors.Is: ErrWrongKey, ErrLocked, ErrIntegrity, ErrNoStore,
+// ErrFolder. From here on the process creates files for its owner only (umask 077).
+//
+// Making a store goes in this order; a crash after each step leaves
+//
+//	1 folder            nothing: ErrNoStore, or begun anew
+//	2 keycheck          no anchor and no store/: Open with Create goes on at 3
+//	3 anchor at seq 0   no store/ and an anchor that misses nothing: goes on at 4
+//	4 store/ (Badger)   a whole, empty store
+//
+// so a store/ without keycheck or anchor was never left by a crash.
+func Open(o Options) (*Store, error) {
+	if o.Now == nil {
+		return nil, errors.New("store: Options.Now is required")
+	}
+	privateFiles()
+	keys, err := openKeycheck(o)
+	if err != nil {
+		return nil, err
+	}
+	a, err := openAnchor(o, keys)
+	if err != nil {
+		return nil, err
+	}
+	db, err := openBadger(storeDir(o.Dir), a.seq > 0, o.Log)
+	if err != nil {
+		return nil, errors.Join(err, a.close())
+	}
+	s := &Store{keys: keys, db: db, log: o.Log, now: o.Now, dir: o.Dir, anchor: a, stop: make(chan struct{})}
+	s.wake, s.idle = sync.NewCond(&s.mu), sync.NewCond(&s.mu)
+	s.write = s.transact
+	if err := s.readHead(); err != nil {
+		return nil, errors.Join(err, db.Close(), a.close())
+	}
+	s.running.Go(s.commitLoop)
+	s.running.Go(s.checkpointLoop)
+	return s, nil
+}
+
+// readHead reads the end of the trail from the disk and holds it against the anchor and the signed head.
+func (s *Store) readHead() error {
+	h, err := s.lastOnDisk()
+	if err != nil {
+		return fmt.Errorf("reading the end of the trail: %w", err)
+	}
+	if err := s.anchor.reload(s.keys); err != nil {
+		return err
+	}
+	if err := s.checkAgainst(h, s.anchor.head, "the anchor outside the data folder"); err != nil {
+		return err
+	}
+	signed, err := s.readSigned()
+	if err != nil {
+		return err
+	}
+	if err := s.checkAgainst(h, signed.head, "the signed head"); err != nil {
+		return err
+	}
+	s.signed = signed.seq
+	s.mu.Lock()
+	s.head = h
+	s.mu.Unlock()
+	return s.anchor.put(s.keys, h)
+}
+
+// checkAgainst refuses a trail that ends at h but lacks, or contradicts, an earlier head that is known.
+func (s *Store) checkAgainst(h, known head, what string) error {
+	if known.seq == 0 {
+		return nil
+	}
+	if known.seq > h.seq {
+		return fmt.Errorf("%w: the trail ends at event %d but %s knows %d: %d events are missing",
+			ErrIntegrity, h.seq, what, known.seq, known.seq-h.seq)
+	}
+	hash := h.hash
+	if known.seq < h.seq {
+		e, err := s.entryAt(known.seq)
+		if err != nil {
+			return err
+		}
+		hash = e.Hash
+	}
+	if hash != known.hash {
+		return &fault{known.seq, "it is not the one that " + what + " knows"}
+	}
+	return nil
+}
+
+// ID is the store's random id, in hex.
+func (s *Store) ID() string { return fmt.Sprintf("%x", s.keys.store) }
+
+// Fingerprint names the Ed25519 key that signs this store's heads. Who pins it can tell this trail from any other.
+func (s *Store) Fingerprint() string { return s.keys.fingerprint() }
+
+// Head returns the last event that is durable; 0 and zero while the trail is empty.
+func (s *Store) Head() (seq uint64, hash [32]byte) {
+	h := s.durable()
+	return h.seq, h.hash
+}
+
+func (s *Store) durable() head {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.head
+}
+
+// Close writes what was submitted, signs the head and closes the files. Later calls return what the first did.
+func (s *Store) Close() error {
+	s.closeOnce.Do(func() {
+		s.mu.Lock()
+		s.closed = true
+		s.wake.Broadcast()
+		s.mu.Unlock()
+		close(s.stop)
+		s.running.Wait()
+		s.closeErr = errors.Join(s.checkpoint(), s.anchor.close(), s.db.Close())
+	})
+	return s.closeErr
+}

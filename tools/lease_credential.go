@@ -1,0 +1,119 @@
+package tools
+
+import (
+	"context"
+
+	"github.com/mark3labs/mcp-go/mcp"
+
+	"keylease/internal/lease"
+	"keylease/internal/ttl"
+	"keylease/policy"
+)
+
+type leaseArgs struct {
+	Credential string `json:"credential,omitempty" jsonschema:"Name of the credential, exactly as list_credentials shows it. Required unless lease_id is given."`
+	TTL        string `json:"ttl,omitempty" jsonschema:"How long you need it, like 90s, 30m, 4h or 1h30m. Leave it out for the default. Longer than allowed is capped, not refused."`
+	Purpose    string `json:"purpose,omitempty" jsonschema:"One line, at most 200 characters, that tells a human what you will do with it. Kept in the audit trail; some credentials require it."`
+	Delivery   string `json:"delivery,omitempty" jsonschema:"How you get it: one of the credential's deliveries in list_credentials. Leave it out for the least exposing one."`
+	LeaseID    string `json:"lease_id,omitempty" jsonschema:"Renew this lease of yours instead of opening another. The value stays the one you have."`
+}
+
+type leaseResult struct {
+	Status       string            `json:"status" jsonschema:"granted"`
+	LeaseID      string            `json:"lease_id" jsonschema:"Name of the lease, for renewing and releasing it. Not a secret."`
+	Credential   string            `json:"credential"`
+	Type         string            `json:"type"`
+	Version      int               `json:"version" jsonschema:"Which version of the credential you have. It stays yours until the lease ends, also when the credential is rotated."`
+	Delivery     string            `json:"delivery"`
+	IssuedAt     string            `json:"issued_at" jsonschema:"RFC 3339, UTC"`
+	ExpiresAt    string            `json:"expires_at" jsonschema:"RFC 3339, UTC. From then on the lease gives nothing."`
+	MaxExpiresAt string            `json:"max_expires_at" jsonschema:"RFC 3339, UTC. Renewing never goes past this."`
+	TTL          string            `json:"ttl" jsonschema:"Time granted from now, like 30m"`
+	TTLCapped    bool              `json:"ttl_capped" jsonschema:"True when you asked for more than is allowed"`
+	Metadata     map[string]string `json:"metadata" jsonschema:"What belongs to the credential and is not secret, such as an access key id"`
+	Value        string            `json:"value,omitempty" jsonschema:"The secret. Use it and forget it: do not print, log or store it. Absent when a lease is renewed."`
+	Hint         string            `json:"hint" jsonschema:"What to do next"`
+}
+
+func leaseTool() mcp.Tool {
+	return mcp.NewTool("lease_credential",
+		mcp.WithDescription(`Lease a credential for a limited time, or renew a lease you hold.
+Call list_credentials first and use a name from it. Say in purpose what work you will do with it: ask for work, not for values. If you hold a lease already, use it, or renew it with lease_id, rather than leasing again. Use the value directly where it is needed; never print, log, store or repeat it. Call release_lease as soon as the work is done.
+A refusal is an error with a code and a hint; follow the hint. not_available means unknown, forbidden or not yours: ask the operator, and do not look for the key elsewhere. lease_limit means too many leases are open: use one of your_leases or wait retry_after seconds.`),
+		mcp.WithTitleAnnotation("Lease a credential"),
+		mcp.WithReadOnlyHintAnnotation(false),
+		mcp.WithDestructiveHintAnnotation(false),
+		mcp.WithIdempotentHintAnnotation(false),
+		mcp.WithOpenWorldHintAnnotation(false),
+		mcp.WithInputSchema[leaseArgs](),
+		mcp.WithOutputSchema[leaseResult](),
+	)
+}
+
+func (a agent) lease(ctx context.Context, in leaseArgs) (leaseResult, error) {
+	ctx, caller, err := a.caller(ctx)
+	if err != nil {
+		return leaseResult{}, err
+	}
+	asked, err := duration("ttl", in.TTL)
+	if err != nil {
+		return leaseResult{}, err
+	}
+	way, err := delivery(in.Delivery)
+	if err != nil {
+		return leaseResult{}, err
+	}
+	if in.LeaseID != "" {
+		g, err := a.broker.Renew(ctx, caller, lease.RenewRequest{LeaseID: in.LeaseID, TTL: asked, Credential: in.Credential, Delivery: way})
+		if err != nil {
+			return leaseResult{}, err
+		}
+		return granted(g, "Renewed. Go on with the value you have; release_lease when the work is done."), nil
+	}
+	if in.Credential == "" {
+		return leaseResult{}, &lease.Refusal{Code: lease.InvalidArgument, Message: "credential is missing",
+			Hint: "Give the name of a credential from list_credentials, or lease_id to renew a lease."}
+	}
+	g, err := a.broker.Lease(ctx, caller, lease.Request{Credential: in.Credential, TTL: asked, Purpose: in.Purpose, Delivery: way})
+	if err != nil {
+		return leaseResult{}, err
+	}
+	value, err := a.broker.Reveal(ctx, caller, g.LeaseID)
+	if err != nil {
+		// Nobody can use a lease whose value can't be read: do not leave it standing.
+		if _, releaseErr := a.broker.Release(ctx, caller, g.LeaseID); releaseErr != nil {
+			a.log.Error().Err(releaseErr).Str("lease_id", g.LeaseID).Msg("a lease without a value could not be released")
+		}
+		return leaseResult{}, err
+	}
+	defer value.Wipe()
+	hint := "Use the value where it is needed and do not print, log or store it. Call release_lease when the work is done. If you need longer, call lease_credential again with lease_id."
+	if !g.SessionBound {
+		hint += " This lease ends only when it expires, is released or revoked: closing the connection does not end it."
+	}
+	out := granted(g, hint)
+	out.Value = string(value.Bytes())
+	return out, nil
+}
+
+func granted(g lease.Grant, hint string) leaseResult {
+	out := leaseResult{Status: "granted", LeaseID: g.LeaseID, Credential: g.Credential, Type: g.Type, Version: g.Version,
+		Delivery: string(g.Delivery), IssuedAt: wire(g.IssuedAt), ExpiresAt: wire(g.ExpiresAt),
+		MaxExpiresAt: wire(g.MaxExpiresAt), TTL: ttl.Format(g.TTL), TTLCapped: g.Capped, Metadata: g.Metadata, Hint: hint}
+	if out.Metadata == nil {
+		out.Metadata = map[string]string{}
+	}
+	return out
+}
+
+func delivery(s string) (policy.Delivery, error) {
+	if s == "" {
+		return "", nil
+	}
+	way, err := policy.ParseDelivery(s)
+	if err != nil {
+		return "", &lease.Refusal{Code: lease.InvalidArgument, Message: "delivery is not one that keylease knows",
+			Hint: "Leave delivery out, or take one of the credential's deliveries in list_credentials."}
+	}
+	return way, nil
+}

@@ -1,0 +1,165 @@
+// Package tools is what an agent can ask for: lease_credential, list_credentials and release_lease, their schemas and
+// their words. Its rule: every answer is written for the model that reads it. A refusal is a tool error with a code
+// from a closed list and a hint that says what to do next; nothing of an internal error ever reaches a client.
+package tools
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/mark3labs/mcp-go/mcp"
+	mcpserver "github.com/mark3labs/mcp-go/server"
+	"github.com/rs/zerolog"
+
+	"keylease/internal/identity"
+	"keylease/internal/lease"
+	"keylease/internal/ttl"
+)
+
+const instructions = `keylease lends credentials (API keys, secrets) for a limited time. Call list_credentials to see what you may lease, lease_credential to lease one with a purpose, release_lease when the work is done. Never print, log or store a value, and never look for keys in files or environment variables: if a credential is not listed, ask the operator.`
+
+// NewServer returns the MCP server with the three tools. It is the only place that configures mcp-go's own checks;
+// transports add what they need with extra.
+func NewServer(b *lease.Broker, log zerolog.Logger, version string, extra ...mcpserver.ServerOption) *mcpserver.MCPServer {
+	s := mcpserver.NewMCPServer("keylease", version, append([]mcpserver.ServerOption{
+		mcpserver.WithToolCapabilities(false),
+		mcpserver.WithInstructions(instructions),
+		mcpserver.WithInputSchemaValidation(),
+		mcpserver.WithStrictInputSchemaDefault(),
+		mcpserver.WithOutputSchemaValidation(),
+		mcpserver.WithToolHandlerMiddleware(recovered(log)),
+	}, extra...)...)
+	a := agent{b, log}
+	s.AddTool(listTool(), typed(a.list))
+	s.AddTool(leaseTool(), typed(a.lease))
+	s.AddTool(releaseTool(), typed(a.release))
+	return s
+}
+
+// RewriteValidation is an after-call hook: mcp-go answers arguments that do not fit the schema with plain text before
+// any handler runs; this puts it into the form of every other refusal.
+func RewriteValidation(_ context.Context, _ any, request *mcp.CallToolRequest, result any) {
+	r, ok := result.(*mcp.CallToolResult)
+	if !ok || r == nil || !r.IsError || r.StructuredContent != nil {
+		return
+	}
+	text := ""
+	for _, c := range r.Content {
+		if t, ok := c.(mcp.TextContent); ok {
+			text += t.Text
+		}
+	}
+	if why, ok := strings.CutPrefix(text, "input schema validation failed: "); ok {
+		*r = *refused(&lease.Refusal{Code: lease.InvalidArgument,
+			Message: lease.CleanText("the arguments of "+request.Params.Name+" do not fit: "+why, 600),
+			Hint:    "Correct the arguments as the tool's input schema says and call again. There are no other arguments; who you are is never one."})
+		return
+	}
+	*r = *refused(&lease.Refusal{Code: lease.Internal, ID: newFaultID(), Message: "keylease could not answer this call",
+		Hint: "Tell the operator; the daemon's log has the details."})
+}
+
+// agent answers tool calls for whoever the transport says is calling.
+type agent struct {
+	broker *lease.Broker
+	log    zerolog.Logger
+}
+
+// caller returns who is calling. The context it returns is not cancelled with the request: a change that was begun
+// is finished and recorded, whether or not anybody still waits for the answer.
+func (a agent) caller(ctx context.Context) (context.Context, identity.Caller, error) {
+	c, ok := identity.From(ctx)
+	if !ok {
+		return nil, c, &lease.Refusal{Code: lease.Unauthenticated, Message: "keylease does not know who is calling",
+			Hint: "The token this client was configured with is missing, wrong, expired or revoked. Ask the operator for a new one; there is nothing to retry."}
+	}
+	return context.WithoutCancel(ctx), c, nil
+}
+
+// typed decodes arguments into In, and turns what handle returns into a result.
+func typed[In, Out any](handle func(context.Context, In) (Out, error)) mcpserver.ToolHandlerFunc {
+	return func(ctx context.Context, request mcp.CallToolRequest) (*mcp.CallToolResult, error) {
+		var in In
+		if err := request.BindArguments(&in); err != nil {
+			return refused(&lease.Refusal{Code: lease.InvalidArgument, Message: "the arguments can't be read as this tool's input schema says",
+				Hint: "Correct the arguments and call again."}), nil
+		}
+		out, err := handle(ctx, in)
+		if err != nil {
+			return nil, err
+		}
+		text, err := json.Marshal(out)
+		if err != nil {
+			return nil, fmt.Errorf("encoding the answer: %w", err)
+		}
+		return mcp.NewToolResultStructured(json.RawMessage(text), string(text)), nil
+	}
+}
+
+// recovered is the outermost middleware: refusals become tool errors, and anything else, a panic included, becomes
+// "internal" with an id that is in the log.
+func recovered(log zerolog.Logger) mcpserver.ToolHandlerMiddleware {
+	return func(next mcpserver.ToolHandlerFunc) mcpserver.ToolHandlerFunc {
+		return func(ctx context.Context, request mcp.CallToolRequest) (result *mcp.CallToolResult, err error) {
+			fault := func(what any, stack []byte) {
+				r := &lease.Refusal{Code: lease.Internal, ID: newFaultID(), Message: "keylease hit an internal fault",
+					Hint: "Tell the operator this id; the daemon's log has the details."}
+				log.Error().Str("id", r.ID).Str("tool", request.Params.Name).Interface("fault", what).Bytes("stack", stack).Msg("internal fault")
+				result, err = refused(r), nil
+			}
+			defer func() {
+				if p := recover(); p != nil {
+					fault(fmt.Sprint(p), debug.Stack())
+				}
+			}()
+			result, err = next(ctx, request)
+			if r := lease.AsRefusal(err); r != nil {
+				return refused(r), nil
+			}
+			if err != nil {
+				fault(err.Error(), nil)
+			}
+			return result, err
+		}
+	}
+}
+
+// refusal is a lease.Refusal as it goes over the wire.
+type refusal struct {
+	*lease.Refusal
+	RetryAfter int64 `json:"retry_after,omitempty"` // whole seconds, rounded up
+}
+
+// refused makes a tool error of r: {"error": {code, message, hint, …}}, in both forms that clients read.
+func refused(r *lease.Refusal) *mcp.CallToolResult {
+	body := map[string]refusal{"error": {r, int64((r.RetryAfter + time.Second - 1) / time.Second)}}
+	text, err := json.Marshal(body)
+	if err != nil {
+		panic(err) // strings and numbers: cannot fail
+	}
+	result := mcp.NewToolResultStructured(json.RawMessage(text), string(text))
+	result.IsError = true
+	return result
+}
+
+func newFaultID() string { return "err_" + rand.Text() }
+
+func wire(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+
+// duration reads an optional duration argument.
+func duration(name, s string) (time.Duration, error) {
+	if s == "" {
+		return 0, nil
+	}
+	d, err := ttl.Parse(s)
+	if err != nil {
+		return 0, &lease.Refusal{Code: lease.InvalidArgument, Message: name + ": " + lease.CleanText(err.Error(), 300),
+			Hint: "Write a length of time like 90s, 30m or 1h30m, or leave it out for the default. Longer than allowed is capped, not refused."}
+	}
+	return d, nil
+}

@@ -1,0 +1,187 @@
+package tools
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	mcpserver "github.com/mark3labs/mcp-go/server"
+	"github.com/rs/zerolog"
+
+	"keylease/internal/identity"
+	"keylease/internal/lease"
+	"keylease/internal/secret"
+	"keylease/policy"
+	"keylease/store"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+const canary = "sk-fake-canary-77"
+
+// newServer returns the tools on a real broker that has one credential.
+func newServer(t *testing.T, log zerolog.Logger) *mcpserver.MCPServer {
+	t.Helper()
+	dir := t.TempDir()
+	s, err := store.Open(store.Options{Dir: filepath.Join(dir, "data"), AnchorDir: filepath.Join(dir, "config"),
+		RootKey: make([]byte, 32), KeySource: "test", Create: true, Log: zerolog.Nop(), Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	b, err := lease.Open(context.Background(), lease.Config{Store: s, Log: zerolog.Nop(), Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = b.Put(context.Background(), identity.Caller{}, lease.NewCredential{Name: "openai", Type: "api-key",
+		Value: secret.New([]byte(canary)), Metadata: map[string]string{"service": "openai"},
+		Policy: policy.CredentialPolicy{DefaultLeaseTTL: 30 * time.Minute, MaxLeaseTTL: 4 * time.Hour, MaxLeases: 2}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	hooks := &mcpserver.Hooks{}
+	hooks.AddAfterCallTool(RewriteValidation)
+	return NewServer(b, log, "test", mcpserver.WithHooks(hooks))
+}
+
+func agentContext() context.Context {
+	return identity.With(context.Background(), identity.Caller{Principal: identity.Principal{Type: identity.Agent, Name: "claude-code", By: "uid:1000"}})
+}
+
+// call sends one tools/call and returns the raw result.
+func call(t *testing.T, ctx context.Context, s *mcpserver.MCPServer, tool, args string) (structured map[string]any, raw []byte, isError bool) {
+	t.Helper()
+	answer := s.HandleMessage(ctx, json.RawMessage(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"`+tool+`","arguments":`+args+`}}`))
+	raw, err := json.Marshal(answer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r struct {
+		Result struct {
+			Content           []struct{ Text string }
+			StructuredContent json.RawMessage
+			IsError           bool
+		}
+	}
+	if err := json.Unmarshal(raw, &r); err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Result.Content) != 1 || r.Result.Content[0].Text != string(r.Result.StructuredContent) {
+		t.Fatalf("text and structuredContent differ: %s", raw)
+	}
+	if err := json.Unmarshal(r.Result.StructuredContent, &structured); err != nil {
+		t.Fatal(err)
+	}
+	return structured, raw, r.Result.IsError
+}
+
+func TestToolsListIsGolden(t *testing.T) {
+	s := newServer(t, zerolog.Nop())
+	raw, err := json.Marshal(s.HandleMessage(context.Background(), json.RawMessage(`{"jsonrpc":"2.0","id":1,"method":"tools/list"}`)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got bytes.Buffer
+	if err := json.Indent(&got, raw, "", "  "); err != nil {
+		t.Fatal(err)
+	}
+	got.WriteByte('\n')
+	const golden = "testdata/tools_list.json"
+	if *update {
+		if err := os.WriteFile(golden, got.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got.Bytes(), want) {
+		t.Errorf("tools/list changed; if that was meant, run go test ./tools -update and read the diff\n%s", got.Bytes())
+	}
+}
+
+func TestTheWholeLoan(t *testing.T) {
+	s, ctx := newServer(t, zerolog.Nop()), agentContext()
+	list, raw, _ := call(t, ctx, s, "list_credentials", `{}`)
+	if c := list["credentials"].([]any)[0].(map[string]any); c["name"] != "openai" || c["max_leases"] != 2.0 || c["max_ttl"] != "4h" {
+		t.Errorf("list: %s", raw)
+	}
+	if bytes.Contains(raw, []byte(canary)) {
+		t.Error("the list holds the value")
+	}
+	got, raw, _ := call(t, ctx, s, "lease_credential", `{"credential":"openai","ttl":"24h","purpose":"test"}`)
+	if got["value"] != canary || got["ttl"] != "4h" || got["ttl_capped"] != true || got["status"] != "granted" {
+		t.Errorf("lease: %s", raw)
+	}
+	if n := bytes.Count(raw, []byte(canary)); n != 2 {
+		t.Errorf("the value stands %d times in the answer, want once in each copy", n)
+	}
+	id := got["lease_id"].(string)
+	renewed, raw, _ := call(t, ctx, s, "lease_credential", `{"lease_id":"`+id+`","ttl":"10m"}`)
+	if renewed["ttl"] != "10m" || bytes.Contains(raw, []byte(canary)) {
+		t.Errorf("renewal: %s", raw)
+	}
+	released, raw, _ := call(t, ctx, s, "release_lease", `{"lease_id":"`+id+`"}`)
+	if released["status"] != "released" {
+		t.Errorf("release: %s", raw)
+	}
+}
+
+func TestRefusalsAreForModels(t *testing.T) {
+	s, ctx := newServer(t, zerolog.Nop()), agentContext()
+	for _, c := range []struct{ tool, args, code, says string }{
+		{"lease_credential", `{}`, "invalid_argument", "credential is missing"},
+		{"lease_credential", `{"credential":"openai","ttl":"forever"}`, "invalid_argument", "not a duration"},
+		{"lease_credential", `{"credential":"openai","ttl":"-1h"}`, "invalid_argument", "not a duration"},
+		{"lease_credential", `{"credential":"openai","identity":"root"}`, "invalid_argument", "identity"},
+		{"lease_credential", `{"credential":42}`, "invalid_argument", "credential"},
+		{"lease_credential", `{"credential":"openai","delivery":"proxy"}`, "delivery_unavailable", ""},
+		{"lease_credential", `{"credential":"openai","delivery":"pigeon"}`, "invalid_argument", "delivery"},
+		{"lease_credential", `{"credential":"openai","purpose":"` + strings.Repeat("p", 201) + `"}`, "invalid_argument", "purpose"},
+		{"lease_credential", `{"credential":"../openai"}`, "not_available", ""},
+		{"lease_credential", `{"credential":"OPENAI"}`, "not_available", ""},
+		{"lease_credential", `{"lease_id":"ls_unknown"}`, "not_available", ""},
+		{"release_lease", `{"lease_id":""}`, "invalid_argument", "lease_id"},
+		{"release_lease", `{}`, "invalid_argument", "lease_id"},
+		{"list_credentials", `{"limit":-1}`, "invalid_argument", "limit"},
+		{"list_credentials", `{"metadata":{"a":1}}`, "invalid_argument", "metadata"},
+	} {
+		got, raw, isError := call(t, ctx, s, c.tool, c.args)
+		e, _ := got["error"].(map[string]any)
+		if !isError || e["code"] != c.code || !strings.Contains(e["message"].(string), c.says) || e["hint"] == "" {
+			t.Errorf("%s %s: %s", c.tool, c.args, raw)
+		}
+	}
+}
+
+func TestWithoutAnIdentityEveryCallIsRefused(t *testing.T) {
+	s := newServer(t, zerolog.Nop())
+	for tool, args := range map[string]string{"lease_credential": `{"credential":"openai"}`, "list_credentials": `{}`, "release_lease": `{"lease_id":"x"}`} {
+		got, raw, isError := call(t, context.Background(), s, tool, args)
+		if e, _ := got["error"].(map[string]any); !isError || e["code"] != "unauthenticated" {
+			t.Errorf("%s: %s", tool, raw)
+		}
+	}
+}
+
+func TestAPanicBecomesAnIdThatIsInTheLog(t *testing.T) {
+	var log bytes.Buffer
+	s := newServer(t, zerolog.New(&log))
+	type nothing struct{}
+	s.AddTool(releaseTool(), typed(func(context.Context, releaseArgs) (nothing, error) { panic("boom " + canary) }))
+	got, raw, isError := call(t, agentContext(), s, "release_lease", `{"lease_id":"x"}`)
+	e, _ := got["error"].(map[string]any)
+	if !isError || e["code"] != "internal" || bytes.Contains(raw, []byte("boom")) {
+		t.Fatalf("%s", raw)
+	}
+	if id, _ := e["id"].(string); id == "" || !strings.Contains(log.String(), id) {
+		t.Errorf("id %q is not in the log", id)
+	}
+}
