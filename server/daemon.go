@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -117,7 +118,7 @@ func (d *daemon) backendOf(b *lease.Broker, closeAll func() error) backend {
 			AllowedOrigins: d.AllowedOrigins, Called: d.touch, Now: d.Now}),
 		activity: b.Activity,
 		started: func(ctx context.Context, l Listening) error {
-			return b.Started(ctx, map[string]string{"socket": l.Socket, "http": l.HTTP, "version": d.Version})
+			return b.Started(ctx, map[string]string{"address": l.HTTP, "version": d.Version, "auto": strconv.FormatBool(d.Auto)})
 		},
 		run: b.Run, reload: b.ReloadPolicy, stopped: b.Stopped, close: closeAll,
 	}
@@ -200,6 +201,9 @@ func listenSocket(path string) (net.Listener, error) {
 
 // run serves until there is a reason to stop, and then stops within stopTime.
 func (d *daemon) run(ctx context.Context, sock, web net.Listener) error {
+	if err := d.started(ctx, d.listening); err != nil {
+		return fmt.Errorf("recording the start: %w", err)
+	}
 	bg, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var background sync.WaitGroup
 	defer background.Wait()
@@ -215,9 +219,6 @@ func (d *daemon) run(ctx context.Context, sock, web net.Listener) error {
 		s := newHTTPServer(d.web)
 		servers = append(servers, s)
 		background.Go(func() { _ = s.Serve(web) })
-	}
-	if err := d.started(ctx, d.listening); err != nil {
-		return fmt.Errorf("recording the start: %w", err)
 	}
 	background.Go(func() {
 		if err := d.backend.run(bg); err != nil && bg.Err() == nil {

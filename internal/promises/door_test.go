@@ -10,10 +10,10 @@ import (
 	"time"
 )
 
-// shell runs a script below a shell of its own, $0 being keylease. What it writes to descriptor 3 is thrown away.
-func (w *world) shell(script, stdin string) outcome {
+// shell runs a script below a shell of its own, in the home, $0 being keylease.
+func (w *world) shell(script string) outcome {
 	w.t.Helper()
-	return w.run(exec.Command("/bin/sh", "-c", "exec 3>/dev/null; "+script, w.bin), stdin+"\n")
+	return w.run(exec.Command("/bin/sh", "-c", script, w.bin), "")
 }
 
 // TestB1WhoAsksIsFixedPerConnection: a token beats --as beats clientInfo; a clientInfo that changes later, or a name in
@@ -51,7 +51,7 @@ func TestB1WhoAsksIsFixedPerConnection(t *testing.T) {
 		}
 		a.leave()
 	}
-	if o := w.shell(`"$0" mcp --as "Not A Name"`, ""); o.code != 2 {
+	if o := w.cli("mcp", "--as", "Not A Name"); o.code != 2 {
 		t.Errorf("--as with a name that is none: %s", o)
 	}
 }

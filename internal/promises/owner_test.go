@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 )
 
 // doors are the ways by which one token's agent reaches the tools.
@@ -239,14 +238,16 @@ func TestAdminVerbsAreRefusedToAgents(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.seed(secretOf("db", ""))
-	// One shell is the client: it starts a relay, and then a command of its own.
-	const script = `exec 4<&0; "$0" mcp --as eve <&4 >&3 & sleep 0.5; "$0" ls; echo "exit $?"; kill $!`
-	a := w.agent("alice")
-	defer a.leave()
-	cmd := w.shell(script, `{"jsonrpc":"2.0","id":1,"method":"tools/list"}`)
-	if !strings.Contains(cmd.out, "exit 4") || strings.Contains(cmd.out, "db") {
-		t.Fatalf("a child of an MCP client may administer: %s", cmd)
+	// One shell is the client: it starts a relay, and once that has answered, a command of its own.
+	const client = `mkfifo in; "$0" mcp --as eve <in >out & exec 5>in
+		echo '{"jsonrpc":"2.0","id":1,"method":"ping"}' >&5; echo '{"jsonrpc":"2.0","id":2,"method":"tools/list"}' >&5
+		until [ -s out ]; do sleep 0.02; done
+		for verb in "ls" "leases" "audit" "token create --identity eve" "revoke-leases --all" "rm db"; do "$0" $verb; echo "exit $?"; done
+		exec 5>&-; wait`
+	o := w.shell(client)
+	if strings.Count(o.out, "exit 4") != 6 || strings.Contains(o.out, "db") {
+		t.Fatalf("a child of an MCP client may administer: %s", o)
 	}
-	time.Sleep(50 * time.Millisecond)
+	w.agent("alice") // whose client, a shell too, is not this process
 	w.ok("ls")
 }
