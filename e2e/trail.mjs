@@ -5,7 +5,7 @@ import { readFileSync } from 'node:fs'
 const { entries } = JSON.parse(readFileSync(0))
 const count = event => {
   const by = {}
-  for (const { event: e, identity: { name, proof } } of entries) {
+  for (const { event: e, identity: { name, proof } = {} } of entries) {
     if (e === event) by[`${name}, ${proof}`] = (by[`${name}, ${proof}`] ?? 0) + 1
   }
   return by

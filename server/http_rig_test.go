@@ -311,4 +311,3 @@ func (w *web) clients(name string) map[string]*client.Client {
 		"sse":    client.NewClient(events),
 	}
 }
-

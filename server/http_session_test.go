@@ -31,8 +31,8 @@ func TestB2ASessionIsItsOwnersAlone(t *testing.T) {
 			t.Errorf("%s: a session of somebody else is told apart from none: %s", what, a.body)
 		}
 	}
-	if n := strings.Count(strings.Join(w.happened(), " "), "misuse bob"); n == 0 || !strings.Contains(w.logged(), "belongs to somebody else") {
-		t.Errorf("not recorded: %q", w.happened())
+	if !slices.Contains(w.happened(), "misuse bob") || !strings.Contains(w.logged(), `"transport":"http"`) || !strings.Contains(w.logged(), `"transport":"sse"`) {
+		t.Errorf("not recorded: %q %s", w.happened(), w.logged())
 	}
 	if w.ran != 0 {
 		t.Errorf("%d calls of B ran in A's session", w.ran)

@@ -55,9 +55,13 @@ func TestSwappedAndOlderRecordsAreRefused(t *testing.T) {
 	_, err = s.Record(KindCredential, "cr_a", a2.Records[0])
 	refused("another credential's record", err)
 	forged := a2.Records[0]
-	forged.Digest = b.Records[0].Digest // even where the digest is made to fit
+	forged.Seq, forged.Digest = b.Seq, b.Records[0].Digest // even where the trail's word is made to fit
 	_, err = s.Record(KindCredential, "cr_a", forged)
 	refused("another credential's record with its digest", err)
+
+	tamper(t, s, keyA, seal(s.keys.record, []byte("a, forged"), s.keys.recordAAD(KindCredential, "cr_a", 0, a2.Seq)))
+	_, err = s.Record(KindCredential, "cr_a", a2.Records[0])
+	refused("a record of the right place that the trail does not have", err)
 
 	flipped := bytes.Clone(newer)
 	flipped[20] ^= 1

@@ -311,11 +311,14 @@ func (w *world) stopDaemon() {
 	}
 }
 
+// gone waits until the process has let go of all it had open: a zombie has, one that has only lost its memory has not.
 func (w *world) gone(pid int) {
 	w.t.Helper()
 	w.eventually(fmt.Sprintf("process %d is gone", pid), func() error {
-		if slices.Contains(w.processes(""), pid) {
-			return errors.New("it is there")
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		_, state, _ := strings.Cut(string(stat), ") ")
+		if err == nil && !strings.HasPrefix(state, "Z") && !strings.HasPrefix(state, "X") {
+			return errors.New(string(stat))
 		}
 		return nil
 	})
