@@ -94,8 +94,8 @@ type storedPolicy struct {
 	DefaultLeaseTTL   duration   `json:"defaultLeaseTTL,omitempty"`
 	MaxLeaseTTL       duration   `json:"maxLeaseTTL,omitempty"`
 	MaxLeases         int        `json:"maxLeases,omitempty"`
-	AllowedIdentities []Matcher  `json:"allowedIdentities,omitempty"`
-	Delivery          []Delivery `json:"delivery,omitempty"`
+	AllowedIdentities []Matcher  `json:"allowedIdentities,omitzero"` // empty is not nil: it admits nobody
+	Delivery          []Delivery `json:"delivery,omitzero"`
 	Approval          Approval   `json:"approval,omitempty"`
 	KeepOnDisconnect  bool       `json:"keepOnDisconnect,omitempty"`
 }

@@ -87,6 +87,7 @@ func TestBadPolicies(t *testing.T) {
 func TestCredentialPolicyAsJSON(t *testing.T) {
 	for _, c := range []policy.CredentialPolicy{
 		{},
+		{AllowedIdentities: []policy.Matcher{}, Delivery: []policy.Delivery{}}, // nobody must not come back as everybody
 		{DefaultLeaseTTL: 30 * time.Minute, MaxLeaseTTL: 4 * time.Hour, MaxLeases: 5, Approval: policy.User, KeepOnDisconnect: true,
 			Delivery:          []policy.Delivery{policy.Exec},
 			AllowedIdentities: []policy.Matcher{{Type: identity.Agent, Name: "ide-*"}, {Type: identity.Human, Email: "*@example.com"}}},

@@ -202,8 +202,6 @@ func listenSocket(path string) (net.Listener, error) {
 // run serves until there is a reason to stop, and then stops within stopTime.
 func (d *daemon) run(ctx context.Context, sock, web net.Listener) error {
 	if err := d.started(ctx, d.listening); err != nil {
-		_ = sock.Close()
-		d.shutdown(serverStopped, servers)
 		return fmt.Errorf("recording the start: %w", err)
 	}
 	bg, cancel := context.WithCancel(context.WithoutCancel(ctx))

@@ -45,9 +45,11 @@ func TestOrderOfSubmitIsTheOrderOfTheTrail(t *testing.T) {
 	s := mustOpen(t, o)
 	const n = 3000
 	pending := make([]*Pending, n)
+	s.disk.Lock() // the committer waits, so that what a group takes does not depend on the scheduler
 	for i := range pending {
 		pending[i] = s.Submit(leaseCreated(i))
 	}
+	s.disk.Unlock()
 	for i, p := range pending {
 		e, err := p.Wait()
 		if err != nil || e.Seq != uint64(i+1) {
@@ -66,7 +68,7 @@ func TestOrderOfSubmitIsTheOrderOfTheTrail(t *testing.T) {
 			t.Fatalf("entry %d is not what was acknowledged", e.Seq)
 		}
 	}
-	if groups := countKeys(t, s, 't'); groups > n/100 {
+	if groups := countKeys(t, s, 't'); groups > 12 {
 		t.Errorf("%d groups for %d events: they were not packed", groups, n)
 	}
 }
