@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -42,7 +43,7 @@ func (d *daemon) accept(sock net.Listener) {
 func (d *daemon) welcome(conn net.Conn) {
 	defer func() {
 		if p := recover(); p != nil {
-			d.Log.Error().Str("id", newSessionID()).Any("panic", p).Msg("serving a local connection")
+			d.Log.Error().Str("panic", panicText(p)).Bytes("stack", debug.Stack()).Msg("serving a local connection")
 			_ = conn.Close()
 		}
 	}()
@@ -128,7 +129,7 @@ func (d *daemon) serveAdmin(conn net.Conn, r *bufio.Reader, peer localPeer) {
 	select {
 	case d.adminIn <- admin:
 		<-admin.closed
-	case <-time.After(helloTime): // the admin server is gone: the daemon is stopping
+	case <-d.over:
 		_ = conn.Close()
 	}
 	d.admins.Add(-1)

@@ -82,6 +82,7 @@ type daemon struct {
 	admins    atomic.Int64 // open admin connections
 	stop      chan string  // a reason; the first one counts
 	adminIn   chan net.Conn
+	over      chan struct{} // closed when the daemon begins to stop
 
 	mu       sync.Mutex // guards the next three
 	ending   bool
@@ -174,7 +175,7 @@ func newDaemon(o Options) *daemon {
 	}
 	exe, _ := os.Executable() // unknown: no process counts as keylease, which refuses more
 	d := &daemon{Options: o, peers: newMCPPeers(lookProcess, exe), stop: make(chan string, 1),
-		adminIn: make(chan net.Conn), conns: map[*mcpConn]struct{}{}, greeting: map[net.Conn]struct{}{}}
+		adminIn: make(chan net.Conn), over: make(chan struct{}), conns: map[*mcpConn]struct{}{}, greeting: map[net.Conn]struct{}{}}
 	d.listening.Socket = o.Paths.SocketPath()
 	d.touch()
 	return d
@@ -290,6 +291,7 @@ func (d *daemon) shutdown(reason string, servers []*http.Server) {
 			}
 		})
 	}
+	close(d.over)
 	d.mu.Lock()
 	d.ending = true
 	for conn := range d.greeting {

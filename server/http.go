@@ -70,6 +70,12 @@ func (o *httpOptions) complete() {
 	if o.Detach == nil {
 		o.Detach = b.Detach
 	}
+	if o.Misused == nil {
+		o.Misused = b.Misused
+	}
+	if o.Lapse == nil {
+		o.Lapse = b.Lapse
+	}
 	if o.Ready == nil {
 		o.Ready = func() (any, bool) { return readiness(b.Activity(), b.PolicyStatus()) }
 	}

@@ -70,6 +70,9 @@ func (r *relay) dialDaemon(ctx context.Context) (*link, error) {
 	r.mu.Unlock()
 	if first != nil {
 		h.ClientName, h.ClientVersion = claimedClient(first)
+		if h.ClientName == "" && h.As == "" {
+			h.As = unnamed // or the first request on another connection might say something else
+		}
 	}
 	if l.answer, err = sayHello(conn, l.r, h); err != nil {
 		_ = conn.Close()

@@ -372,6 +372,24 @@ func TestAModernClientKeepsItsNameThroughARestart(t *testing.T) {
 	})
 }
 
+func TestAClientWithoutANameStaysWithoutOne(t *testing.T) {
+	h, p := newHouse(), shortDir(t)
+	stop := h.open(t, Options{Paths: p})
+	s := startRelay(t, context.Background(), RelayOptions{Paths: p})
+	s.ask(`{"jsonrpc":"2.0","id":1,"method":"tools/list"}`)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	h.open(t, Options{Paths: p})
+	comesTrue(t, "the relay is back", func() bool {
+		a := s.ask(modernLine("2", "tools/call", "root", `"name":"whoami","arguments":{},`))
+		if strings.HasPrefix(a.text(), "agent root") {
+			t.Fatal("a restart changed who is asking")
+		}
+		return strings.HasPrefix(a.text(), "agent local declared")
+	})
+}
+
 func TestNewerAsksOnlyUpwards(t *testing.T) {
 	for _, c := range []struct {
 		mine, theirs string

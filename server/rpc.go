@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -124,6 +125,15 @@ func neutral(log zerolog.Logger, msg mcp.JSONRPCMessage) mcp.JSONRPCMessage {
 		e.Error.Data = nil
 	}
 	return e
+}
+
+// panicText is what may be logged of a panic: the runtime's own words, else only the type of the value, which could
+// hold anything.
+func panicText(p any) string {
+	if e, ok := p.(runtime.Error); ok {
+		return e.Error()
+	}
+	return fmt.Sprintf("a value of type %T", p)
 }
 
 // newSessionID is 128 random bits or more.

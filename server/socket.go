@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -176,8 +177,9 @@ func (c *mcpConn) finish(key string) {
 func (c *mcpConn) handle(ctx context.Context, e *envelope, line []byte) (answer mcp.JSONRPCMessage) {
 	defer func() {
 		if p := recover(); p != nil {
+			c.log.Error().Str("panic", panicText(p)).Bytes("stack", debug.Stack()).Msg("a call panicked")
 			answer = mcp.JSONRPCError{JSONRPC: mcp.JSONRPC_VERSION,
-				Error: mcp.NewJSONRPCErrorDetails(mcp.INTERNAL_ERROR, fmt.Sprintf("panic: %v", p), nil)}
+				Error: mcp.NewJSONRPCErrorDetails(mcp.INTERNAL_ERROR, "panic", nil)}
 		}
 		answer = neutral(c.log, answer)
 	}()

@@ -189,6 +189,9 @@ func TestAPanicTellsTheClientOnlyAnIDThatIsInTheLog(t *testing.T) {
 	if len(id) < 20 || !strings.Contains(log.String(), id) {
 		t.Errorf("the id %q is not in the log", id)
 	}
+	if strings.Contains(log.String(), "canary") {
+		t.Errorf("what the panic held is in the log")
+	}
 	if a := w.ask(call1("8", "whoami", "")); a.Error != nil {
 		t.Fatalf("one panic stopped the connection: %s", a.raw)
 	}

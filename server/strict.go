@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"unicode"
 
@@ -46,19 +47,29 @@ func foldedSet(names ...string) map[string]string {
 // fold to s and k.
 func fold(s string) string {
 	return strings.Map(func(r rune) rune {
+		if r <= unicode.MaxASCII {
+			return lower(r)
+		}
 		least := r
 		for f := unicode.SimpleFold(r); f != r; f = unicode.SimpleFold(f) {
 			least = min(least, f)
 		}
-		return least
+		return lower(least)
 	}, s)
+}
+
+func lower(r rune) rune {
+	if 'A' <= r && r <= 'Z' {
+		return r + 'a' - 'A'
+	}
+	return r
 }
 
 // strictLevel is one open object or array of the message.
 type strictLevel struct {
 	object bool
-	names  map[string]bool // folded
-	name   string          // the member being read
+	names  []string // folded; at most maxMembers in all, so that looking through them is cheap
+	name   string   // the member being read
 }
 
 // strictJSON reports why line must not be given to a decoder: it is not exactly one JSON object, is too big or deep,
@@ -126,16 +137,13 @@ func (l *strictLevel) member(name string, foreign bool) error {
 		return errors.New("a member's name holds a control character")
 	}
 	folded := fold(name)
-	if l.names[folded] {
+	if slices.Contains(l.names, folded) {
 		return errors.New("a member is named twice (names that differ only in case count as the same)")
 	}
 	if exact, known := protocolMembers[folded]; known && exact != name && !foreign {
 		return fmt.Errorf("a member is written in the wrong case: use %q", exact)
 	}
-	if l.names == nil {
-		l.names = make(map[string]bool, 4)
-	}
-	l.names[folded], l.name = true, name
+	l.names, l.name = append(l.names, folded), name
 	return nil
 }
 

@@ -78,5 +78,12 @@ func unavailable() *Refusal {
 		Hint:    "Wait and try again; if it goes on, tell the operator to look at the daemon's log and its disk."}
 }
 
+// storeFull is what new leases are refused with while the disk is nearly full; everything that ends one goes on.
+func storeFull() *Refusal {
+	return &Refusal{Code: Unavailable, Reason: "store_full",
+		Message: "the disk that keylease records on is nearly full, so it lends nothing new",
+		Hint:    "Go on with the leases you hold, release those you do not need, and tell the operator; do not look for this key elsewhere."}
+}
+
 // ErrUnauthenticated is what Authenticate wraps: the reason is for the log, never for the client.
 var ErrUnauthenticated = errors.New("unauthenticated")

@@ -59,6 +59,9 @@ func (b *Broker) admit(caller identity.Caller, r Request) (*lease, policy.Decisi
 	if err := b.room(c, caller.Principal, d, now); err != nil {
 		return nil, none, written{}, err
 	}
+	if b.store.Full() { // what is left is for releasing, ending and recording
+		return nil, none, written{}, storeFull()
+	}
 	e := entry(store.EventLeaseCreated, caller)
 	e.Time, e.LeaseID, e.Credential, e.CredentialID = now, newID("ls_"), c.rec.Name, c.rec.ID
 	e.Version, e.Purpose = c.current(), CleanText(r.Purpose, MaxPurpose)

@@ -56,6 +56,13 @@ func (b *Broker) Detach(_ context.Context, session string) {
 	b.poke()
 }
 
+// Lapse forgets a session that was quiet for long. That is not a disconnect: its leases go on.
+func (b *Broker) Lapse(session string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.sessions, session)
+}
+
 func (b *Broker) detach(session string) (all []written) {
 	p, ok := b.sessions[session]
 	delete(b.sessions, session)

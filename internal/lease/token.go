@@ -172,3 +172,8 @@ func (b *Broker) Authenticate(ctx context.Context, text, source string) (identit
 	}
 	return t.principal(), nil
 }
+
+// Misused records that somebody at source named a session that belongs to another principal.
+func (b *Broker) Misused(ctx context.Context, _ identity.Caller, source string) {
+	b.authFailed(ctx, source, "named another principal's session")
+}
