@@ -17,4 +17,6 @@ func tryLock(*os.File) error { return ErrUnsupported }
 
 func ownerOf(fs.FileInfo) int { return -1 }
 
+func keepDescriptors() {}
+
 func detached() *syscall.SysProcAttr { return nil }

@@ -25,4 +25,12 @@ func ownerOf(info fs.FileInfo) int {
 // detached makes a child a session of its own, so that it outlives the terminal and the agent that started it.
 func detached() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setsid: true} }
 
+// keepDescriptors marks whatever the client left open in us as not to be inherited: a pipe of its, kept by a daemon
+// that lives for days, would never end for whoever waits at the other side.
+func keepDescriptors() {
+	for fd := 3; fd < 1024; fd++ {
+		syscall.CloseOnExec(fd)
+	}
+}
+
 const noFollow = syscall.O_NOFOLLOW

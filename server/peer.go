@@ -81,11 +81,13 @@ func (m *mcpPeers) join(pid int) (leave func()) {
 func (m *mcpPeers) descends(pid int) (why string, yes bool) {
 	m.mu.Lock()
 	suspects := make(map[int]string, 2*len(m.live))
+	relays := make([]int, 0, len(m.live))
 	for relay := range m.live {
 		suspects[relay] = "an MCP connection"
+		relays = append(relays, relay)
 	}
 	m.mu.Unlock()
-	for relay := range suspects {
+	for _, relay := range relays {
 		if p, ok := m.look(relay); ok && m.isClient(p.parent) {
 			if _, also := suspects[p.parent]; !also {
 				suspects[p.parent] = "an MCP client"

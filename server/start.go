@@ -110,6 +110,7 @@ func (o DialOptions) start(ctx context.Context) (net.Conn, error) {
 	if cmd.Env == nil {
 		cmd.Env = []string{} // nil would mean ours
 	}
+	keepDescriptors()
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting the daemon: %w", err)
 	}
@@ -176,8 +177,19 @@ func lastLine(log *os.File, from int64) string {
 	return last
 }
 
-// dialAdmin opens a connection that speaks HTTP to the admin API.
+// dialAdmin opens a connection that speaks HTTP to the admin API. A daemon that is just going may take the connection
+// and end it; nothing was asked of it yet, so the next one is asked.
 func dialAdmin(ctx context.Context, o DialOptions) (net.Conn, error) {
+	conn, err := helloAdmin(ctx, o)
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+		if conn, err = helloAdmin(ctx, o); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
+		}
+	}
+	return conn, err
+}
+
+func helloAdmin(ctx context.Context, o DialOptions) (net.Conn, error) {
 	conn, err := Dial(ctx, o)
 	if err != nil {
 		return nil, err

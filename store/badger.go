@@ -60,6 +60,9 @@ func openBadger(dir string, used bool, log zerolog.Logger) (db *badger.DB, err e
 	if err := dropEmptyMemtables(dir); err != nil {
 		return nil, err
 	}
+	if err := checkTables(dir); err != nil {
+		return nil, err
+	}
 	defer func() {
 		if p := recover(); p != nil { // it panics on some damaged files
 			db, err = nil, fmt.Errorf("%w: opening %s: %v", ErrIntegrity, dir, p)

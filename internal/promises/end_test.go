@@ -3,6 +3,8 @@
 package promises
 
 import (
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -107,6 +109,56 @@ func TestG4AnEndIsAnEnd(t *testing.T) {
 	w.killDaemon()
 	if live := w.leases(); len(live) != 0 {
 		t.Errorf("revoked, killed, and live again: %v", live)
+	}
+	w.books()
+	w.verified()
+}
+
+// TestG4KilledOnTheAnswer: the daemon is killed in the instant in which a release, or a revoke-leases, is acknowledged;
+// the next daemon knows of it.
+func TestG4KilledOnTheAnswer(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.policy(openPolicy)
+	w.seed(secretOf("db", ""))
+	a := w.agent("alice")
+	for round := range 6 {
+		var ids []string
+		for range 8 {
+			ids = append(ids, lend(t, a, "db"))
+		}
+		daemon := w.holder()
+		var killed atomic.Bool
+		kill := func() { // by the first that is told
+			if killed.CompareAndSwap(false, true) {
+				_ = syscall.Kill(daemon, syscall.SIGKILL)
+			}
+		}
+		told := make([]bool, len(ids))
+		if round%2 == 0 {
+			together(t, len(ids), func(i int) error {
+				got, err := a.try("release_lease", args{"lease_id": ids[i]})
+				if told[i] = err == nil && got.get("status") == "released"; told[i] {
+					kill()
+				}
+				return err
+			})
+		} else {
+			w.ok("revoke-leases", "--all")
+			kill()
+			for i := range told {
+				told[i] = true
+			}
+		}
+		w.gone(daemon)
+		a.reconnected()
+		live := w.leases()
+		for i, id := range ids {
+			if _, isLive := live[id]; told[i] && isLive {
+				t.Errorf("round %d: %s was ended, and is live again", round, id)
+			}
+		}
+		w.ok("revoke-leases", "--all")
 	}
 	w.books()
 	w.verified()

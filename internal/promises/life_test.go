@@ -115,11 +115,21 @@ func TestB10NothingOfAnAgentsFolderReachesTheDaemon(t *testing.T) {
 	if cwd, err := os.Readlink(proc("cwd")); err != nil || cwd != "/" {
 		t.Errorf("it works in %q: %v", cwd, err)
 	}
-	open, err := filepath.Glob(proc("fd/*"))
-	w.must(err)
+}
+
+// TestB10NoDescriptorIsInherited: what a client left open for its children does not stay open in a daemon that outlives
+// it: somebody would wait for the end of that pipe.
+func TestB10NoDescriptorIsInherited(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	call(t, w.agent("alice"), "list_credentials", args{}) // below a shell that leaves it a pipe as descriptor 4
+	open, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", w.holder()))
+	if w.must(err); len(open) == 0 {
+		t.Skip("only root may look at the descriptors of a process that can't be dumped")
+	}
 	for _, fd := range open {
-		if to, _ := os.Readlink(fd); strings.Contains(to, "project") || strings.HasPrefix(to, "pipe:") {
-			t.Errorf("it inherited %s, as descriptor %s", to, filepath.Base(fd))
+		if to, _ := os.Readlink(fd); strings.HasPrefix(to, "pipe:") {
+			t.Errorf("the daemon inherited %s as descriptor %s", to, filepath.Base(fd))
 		}
 	}
 }

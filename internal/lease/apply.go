@@ -1,0 +1,188 @@
+package lease
+
+import (
+	"container/heap"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+
+	"keylease/internal/identity"
+	"keylease/policy"
+	"keylease/store"
+)
+
+// apply does to the index what e tells. Records of credentials and tokens are not in the trail: rec is their new
+// content where the caller has it (a change being made), nil when replaying, where loadRecords reads the last one.
+func (ix *index) apply(e *store.Entry, rec any) error {
+	switch e.Event {
+	case store.EventCredentialCreated, store.EventCredentialUpdated, store.EventCredentialRotated,
+		store.EventCredentialRevoked, store.EventVersionDestroyed:
+		return ix.applyCredential(e, rec)
+	case store.EventCredentialDeleted:
+		c := ix.byID[e.CredentialID]
+		if c == nil {
+			return fmt.Errorf("entry %d deletes a credential that is not there", e.Seq)
+		}
+		for version := range c.values {
+			ix.destroy[store.ValueRef{CredentialID: c.rec.ID, Version: version}] = c.rec.Name
+		}
+		ix.dropCredential(c)
+	case store.EventTokenCreated, store.EventTokenRotated, store.EventTokenRevoked:
+		ix.applyToken(e, rec)
+	case store.EventPolicyLoaded:
+		ix.policy = policyMark{Hash: e.Details["hash"], File: e.Details["file"]}
+	case store.EventLeaseCreated, store.EventLeaseRenewed, store.EventLeaseOrphaned, store.EventLeaseAdopted,
+		store.EventLeaseReleased, store.EventLeaseExpired, store.EventLeaseRevoked:
+		return ix.applyLease(e)
+	}
+	return nil
+}
+
+func (ix *index) applyCredential(e *store.Entry, rec any) error {
+	c := ix.byID[e.CredentialID]
+	if e.Event == store.EventVersionDestroyed {
+		delete(ix.destroy, store.ValueRef{CredentialID: e.CredentialID, Version: e.Version})
+		if c == nil {
+			return nil // of a credential that was removed
+		}
+	}
+	if c == nil {
+		c = &credential{values: map[int]store.RecordRef{}, leases: map[*lease]struct{}{}}
+		c.rec.ID, c.rec.Name = e.CredentialID, e.Credential
+		ix.addCredential(c)
+	}
+	if r, ok := rec.(credentialRecord); ok {
+		c.rec = r
+		for _, v := range r.Versions {
+			ix.retire(c, v.Version)
+		}
+	}
+	ix.noteRefs(c, e)
+	return nil
+}
+
+// noteRefs keeps where the newest record and each value of c are, and what they must hash to. Before its group is
+// written an Entry has no refs: the committer's answer brings them.
+func (ix *index) noteRefs(c *credential, e *store.Entry) {
+	for _, ref := range e.Records {
+		switch ref.Kind {
+		case store.KindCredential:
+			c.ref = ref
+		case store.KindValue:
+			c.values[ref.Version] = ref
+		}
+	}
+}
+
+func (ix *index) applyToken(e *store.Entry, rec any) {
+	id := e.Details["token_id"]
+	t := ix.tokens[id]
+	if t == nil {
+		t = &token{}
+		t.rec.ID = id
+		ix.tokens[id] = t
+	}
+	if r, ok := rec.(tokenRecord); ok {
+		delete(ix.secrets, t.rec.Hash)
+		t.rec = r
+		ix.secrets[r.Hash] = t
+	}
+	for _, ref := range e.Records {
+		t.ref = ref
+	}
+}
+
+func (ix *index) applyLease(e *store.Entry) error {
+	if e.Event == store.EventLeaseCreated {
+		return ix.applyCreated(e)
+	}
+	l := ix.leases[e.LeaseID]
+	if l == nil {
+		return fmt.Errorf("entry %d (%s) is about lease %s, which is not live", e.Seq, e.Event, e.LeaseID)
+	}
+	switch e.Event {
+	case store.EventLeaseRenewed:
+		l.expires = detailTime(e, "expires_at")
+		l.maxAt = detailTime(e, "max_expires_at")
+	case store.EventLeaseOrphaned:
+		l.session, l.orphanEnd = "", detailTime(e, "ends_at")
+	case store.EventLeaseAdopted:
+		l.session, l.orphanEnd = e.Identity.Session, time.Time{}
+	case store.EventLeaseReleased:
+		ix.endLease(l, Released, e.Time)
+		return nil
+	case store.EventLeaseExpired:
+		ix.endLease(l, Expired, e.Time)
+		return nil
+	case store.EventLeaseRevoked:
+		ix.endLease(l, Revoked, e.Time)
+		return nil
+	}
+	heap.Fix(&ix.due, l.at)
+	return nil
+}
+
+func (ix *index) applyCreated(e *store.Entry) error {
+	c := ix.byID[e.CredentialID]
+	if c == nil {
+		return fmt.Errorf("entry %d leases a credential that is not there", e.Seq)
+	}
+	proof, err := identity.ParseProof(e.Identity.Proof)
+	if err != nil {
+		return fmt.Errorf("entry %d: %w", e.Seq, err)
+	}
+	keep, _ := strconv.ParseBool(e.Details["keep_on_disconnect"])
+	l := &lease{
+		id: e.LeaseID, cred: c, version: e.Version, purpose: e.Purpose, issued: e.Time, keep: keep,
+		owner:    identity.Principal{Type: identity.Type(e.Identity.Type), Name: e.Identity.Name, Proof: proof, By: e.Identity.By},
+		delivery: policy.Delivery(e.Details["delivery"]), session: e.Identity.Session,
+		expires: detailTime(e, "expires_at"), maxAt: detailTime(e, "max_expires_at"),
+	}
+	if keep {
+		l.session = ""
+	}
+	ix.addLease(l)
+	return nil
+}
+
+// detailTime reads a time of an Entry; one that can't be read is zero, which every use takes for "ended".
+func detailTime(e *store.Entry, field string) time.Time {
+	t, err := time.Parse(time.RFC3339Nano, e.Details[field])
+	if err != nil {
+		return time.Time{}
+	}
+	return t
+}
+
+// loadRecords unseals the newest record of each credential and token after a replay. One that is not what the trail
+// says was written is marked damaged and refused; the others are served.
+func (ix *index) loadRecords(s *store.Store) (damaged []error) {
+	for _, c := range ix.creds {
+		if err := loadRecord(s, c.ref, c.rec.ID, &c.rec); err != nil {
+			c.damaged = err.Error()
+			damaged = append(damaged, fmt.Errorf("credential %s: %w", c.rec.Name, err))
+			continue
+		}
+		for _, v := range c.rec.Versions {
+			ix.retire(c, v.Version)
+		}
+	}
+	for id, t := range ix.tokens {
+		if err := loadRecord(s, t.ref, id, &t.rec); err != nil {
+			t.damaged = true
+			damaged = append(damaged, fmt.Errorf("token %s: %w", id, err))
+			continue
+		}
+		ix.secrets[t.rec.Hash] = t
+	}
+	return damaged
+}
+
+func loadRecord(s *store.Store, ref store.RecordRef, id string, into any) error {
+	plain, err := s.Record(ref.Kind, id, ref)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(plain, into)
+}
