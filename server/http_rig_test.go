@@ -306,6 +306,7 @@ func (w *web) clients(name string) map[string]*client.Client {
 		w.t.Fatal(err)
 	}
 	return map[string]*client.Client{
+		//lint:ignore SA1019 the handshake that it stands for is what is tested
 		"legacy": client.NewClient(streamable(), client.WithLegacyProtocolOnly()),
 		"modern": client.NewClient(streamable()),
 		"sse":    client.NewClient(events),
