@@ -113,3 +113,36 @@ func TestStandaloneEndsWithItsClientAndIsTheOnlyOne(t *testing.T) {
 		t.Errorf("beside a daemon that runs: %v", err)
 	}
 }
+
+func TestAModernClientKeepsItsNameThroughARestart(t *testing.T) {
+	h, p := newHouse(), shortDir(t)
+	stop := h.open(t, Options{Paths: p})
+	s := startRelay(t, context.Background(), RelayOptions{Paths: p, AutoStart: false})
+	s.ask(modernLine("1", "server/discover", "codex-mcp-client", ""))
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	h.open(t, Options{Paths: p})
+	comesTrue(t, "the relay is back, under its first name", func() bool {
+		a := s.ask(modernLine("2", "tools/call", "somebody-else", `"name":"whoami","arguments":{},`))
+		return strings.HasPrefix(a.text(), "agent codex declared")
+	})
+}
+
+func TestAClientWithoutANameStaysWithoutOne(t *testing.T) {
+	h, p := newHouse(), shortDir(t)
+	stop := h.open(t, Options{Paths: p})
+	s := startRelay(t, context.Background(), RelayOptions{Paths: p})
+	s.ask(`{"jsonrpc":"2.0","id":1,"method":"tools/list"}`)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	h.open(t, Options{Paths: p})
+	comesTrue(t, "the relay is back", func() bool {
+		a := s.ask(modernLine("2", "tools/call", "root", `"name":"whoami","arguments":{},`))
+		if strings.HasPrefix(a.text(), "agent root") {
+			t.Fatal("a restart changed who is asking")
+		}
+		return strings.HasPrefix(a.text(), "agent local declared")
+	})
+}

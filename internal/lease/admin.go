@@ -63,7 +63,7 @@ func (b *Broker) Put(_ context.Context, admin identity.Caller, c NewCredential) 
 		return CredentialInfo{}, refuse(Conflict, fmt.Sprintf("there is a credential %q already", c.Name),
 			"Use rotate to give it a new value, or rm to remove it first.")
 	}
-	cred, err := b.create(admin, c, nil)
+	cred, err := b.create(admin, c, nil, nil)
 	if err != nil {
 		return CredentialInfo{}, err
 	}
@@ -71,7 +71,7 @@ func (b *Broker) Put(_ context.Context, admin identity.Caller, c NewCredential) 
 }
 
 // create stores c; seeded is nil unless it comes from a seed file. Caller holds mu.
-func (b *Broker) create(admin identity.Caller, c NewCredential, seeded *seedMarks) (*credential, error) {
+func (b *Broker) create(admin identity.Caller, c NewCredential, seeded *seedMarks, details map[string]string) (*credential, error) {
 	now := b.cfg.Now().UTC()
 	rec := credentialRecord{ID: newID("cr_"), Name: c.Name, Type: c.Type, State: stateActive, Metadata: c.Metadata,
 		Policy: c.Policy, CreatedAt: now, UpdatedAt: now}
@@ -79,7 +79,7 @@ func (b *Broker) create(admin identity.Caller, c NewCredential, seeded *seedMark
 		rec.SeededValue, rec.SeededRest = seeded.value, seeded.rest
 	}
 	rec.Versions = []versionRecord{{Version: 1, State: stateActive, CreatedAt: now, ValueMAC: b.valueMAC(c.Value)}}
-	if err := b.write(admin, store.EventCredentialCreated, rec, &c.Value, nil); err != nil {
+	if err := b.write(admin, store.EventCredentialCreated, rec, &c.Value, details); err != nil {
 		return nil, err
 	}
 	return b.ix.creds[c.Name], nil
@@ -223,20 +223,27 @@ func (b *Broker) revokeAll(admin identity.Caller, set map[*lease]struct{}, reaso
 	if err := b.expireDue(now); err != nil {
 		return 0, err
 	}
-	var all []written
+	n := 0
 	for l := range maps.Clone(set) {
-		_, w, err := b.end(l, store.EventLeaseRevoked, admin, now, reason)
-		if err != nil {
+		if b.ix.leases[l.id] != l {
+			continue // its time was up just now
+		}
+		if _, _, err := b.end(l, store.EventLeaseRevoked, admin, now, reason); err != nil {
 			return 0, err
 		}
-		all = append(all, w)
+		n++
 	}
-	for _, w := range all {
-		if _, err := b.settleLocked(w); err != nil {
-			return 0, err
-		}
+	return n, b.barrier()
+}
+
+// barrier waits until everything submitted so far is durable: also what somebody else submitted and this answer rests
+// on. Caller holds mu.
+func (b *Broker) barrier() error {
+	if b.newest.pending == nil {
+		return nil
 	}
-	return len(all), nil
+	_, err := b.settleLocked(b.newest)
+	return err
 }
 
 // RevokeLeases ends every lease that f picks and returns how many those were.
@@ -267,7 +274,7 @@ func (b *Broker) EndLease(_ context.Context, admin identity.Caller, id string) (
 		return Ended{}, err
 	}
 	if past, ok := b.ix.ended.byID[id]; ok {
-		return Ended{id, past.State, past.At, past.At.Sub(past.Issued)}, nil
+		return Ended{id, past.State, past.At, past.At.Sub(past.Issued)}, b.barrier()
 	}
 	l := b.ix.leases[id]
 	if l == nil {

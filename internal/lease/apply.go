@@ -105,6 +105,9 @@ func (ix *index) applyLease(e *store.Entry) error {
 	case store.EventLeaseRenewed:
 		l.expires = detailTime(e, "expires_at")
 		l.maxAt = detailTime(e, "max_expires_at")
+		if !l.orphanEnd.IsZero() { // its holder is here after all
+			l.session, l.orphanEnd = e.Identity.Session, time.Time{}
+		}
 	case store.EventLeaseOrphaned:
 		l.session, l.orphanEnd = "", detailTime(e, "ends_at")
 	case store.EventLeaseAdopted:

@@ -18,6 +18,10 @@ import (
 // DefaultGrace is how long leases outlive their session: time for a client to come back.
 const DefaultGrace = time.Minute
 
+// rebuildPause is how long the Broker waits between two attempts to read the trail back while the disk fails: reading
+// it costs about a microsecond an Entry, and callers wait for it.
+const rebuildPause = time.Second
+
 // Config is what a Broker works with. Store and Now are required.
 type Config struct {
 	Store      *store.Store
@@ -44,8 +48,10 @@ type Broker struct {
 	sessions     map[string]identity.Principal // live sessions
 	rates        rates
 	failures     failures
-	broken       error // the trail can't be written; nothing changes until rebuild succeeds
-	epoch        int   // how often the index was rebuilt: a failure of an earlier epoch was dealt with
+	broken       error     // the trail can't be written; nothing changes until rebuild succeeds
+	epoch        int       // how often the index was rebuilt: a failure of an earlier epoch was dealt with
+	rebuilt      time.Time // when the index was last rebuilt, or that was tried
+	newest       written   // the change submitted last: once it is durable, all are
 	lastCall     time.Time
 	destroySince time.Time // when keys to destroy began to wait for a quiet moment
 
@@ -111,21 +117,30 @@ func (ix *index) replay(e *store.Entry) error {
 // rebuild is what a failed write leads to: nothing of the group took effect, so the index is read anew from what
 // is on disk. Caller holds mu.
 func (b *Broker) rebuild() error {
+	b.rebuilt = b.cfg.Now()
 	if err := b.store.Recover(); err != nil {
 		return err
 	}
 	if err := b.load(); err != nil {
 		return err
 	}
-	b.broken = nil
+	b.broken, b.newest = nil, written{}
 	b.epoch++
-	return nil
+	if b.policy.current != nil { // its Entry may be among what was lost
+		if err := b.govern(b.policy.current); err != nil {
+			return err
+		}
+	}
+	return b.meetSessions()
 }
 
 // ready reports whether changes can be recorded, trying to recover first where they could not. Caller holds mu.
 func (b *Broker) ready() error {
 	if b.broken == nil {
 		return nil
+	}
+	if b.cfg.Now().Sub(b.rebuilt) < rebuildPause {
+		return unavailable()
 	}
 	if err := b.rebuild(); err != nil {
 		b.broken = err
@@ -151,7 +166,8 @@ func (b *Broker) submit(c store.Change, rec any) (written, error) {
 	if err := b.ix.apply(&c.Entry, rec); err != nil {
 		return written{}, b.fault(err)
 	}
-	return written{b.store.Submit(c), b.epoch}, nil
+	b.newest = written{b.store.Submit(c), b.epoch}
+	return b.newest, nil
 }
 
 // settle waits until the change is durable. Where it can't be made so, everything not on disk is undone.
@@ -185,6 +201,9 @@ func (b *Broker) writeFailed(w written, err error) error {
 	}
 	b.cfg.Log.Error().Err(err).Msg("a change could not be recorded and was not made")
 	b.broken = err
+	if b.cfg.Now().Sub(b.rebuilt) < rebuildPause {
+		return unavailable() // until then what is not on disk stays as it is and gives nothing
+	}
 	if err := b.rebuild(); err != nil {
 		b.cfg.Log.Error().Err(err).Msg("the store can't be read back yet")
 		b.broken = err

@@ -149,7 +149,13 @@ func TestOnlyTheOwnerSeesRenewsAndReleases(t *testing.T) {
 	w.put("openai", "sk-fake-1", policy.CredentialPolicy{})
 	a, b := w.agent("a"), w.agent("b")
 	sameName := a
-	sameName.Proof, sameName.By = identity.Token, "token:tk_x"
+	text, _, err := w.CreateToken(ctx, operator, TokenSpec{Identity: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sameName.Principal, err = w.Authenticate(ctx, text, "test"); err != nil {
+		t.Fatal(err)
+	}
 	g := w.lease(a, "openai")
 	for _, thief := range []identity.Caller{b, sameName} {
 		var bodies []string
@@ -225,6 +231,39 @@ func TestTheHolderLeaves(t *testing.T) {
 		if n := w.told(event); n != want {
 			t.Errorf("%s: %d, want %d", event, n, want)
 		}
+	}
+}
+
+func TestRenewingAnOrphanFromAnotherSessionKeepsIt(t *testing.T) {
+	w := newWorld(t)
+	w.put("openai", "sk-fake-1", policy.CredentialPolicy{})
+	a := w.agent("a")
+	other := w.agent("a") // a second window, open all the while
+	g := w.lease(a, "openai")
+	w.Detach(ctx, a.Session)
+	if _, err := w.Renew(ctx, other, RenewRequest{LeaseID: g.LeaseID, TTL: 30 * time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+	w.pass(20 * time.Minute)
+	w.value(other, g.LeaseID)
+	w.Detach(ctx, other.Session)
+	w.pass(DefaultGrace)
+	if w.live() != 0 {
+		t.Error("it outlived its new session")
+	}
+}
+
+func TestRevokingLeasesPassesOverThoseWhoseTimeIsUp(t *testing.T) {
+	w := newWorld(t)
+	w.put("openai", "sk-fake-1", policy.CredentialPolicy{})
+	a := w.agent("a")
+	if _, err := w.Lease(ctx, a, Request{Credential: "openai", TTL: time.Second}); err != nil {
+		t.Fatal(err)
+	}
+	w.lease(a, "openai")
+	w.pass(time.Second)
+	if n, err := w.RevokeLeases(ctx, operator, Filter{Identity: "a"}); n != 1 || err != nil {
+		t.Errorf("revoked %d, %v", n, err)
 	}
 }
 
@@ -388,6 +427,8 @@ func TestSeedIsIdempotentAndBringsNothingBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect(seed(false, item("b", "sk-fake-new")), "conflict")
+	w.put("by-hand", "sk-fake-hand", policy.CredentialPolicy{})
+	expect(seed(false, item("by-hand", "sk-fake-leaked")), "conflict")
 	bad := item("c/d", "sk-fake-x")
 	if _, err := w.Seed(ctx, operator, []SeedItem{item("ok", "sk-fake-y"), bad, item("", "z")}, false); AsRefusal(err) == nil {
 		t.Error("a half good file was taken")
@@ -424,6 +465,8 @@ func TestTokens(t *testing.T) {
 	if _, err := w.RevokeToken(ctx, operator, info.ID); err != nil {
 		t.Fatal(err)
 	}
+	_, err = w.Lease(ctx, identity.Caller{Principal: p}, Request{Credential: "openai"}) // a connection it opened is still there
+	wantCode(t, err, Unauthenticated)
 	w.restart(true)
 	if _, err := w.Authenticate(ctx, next, "test"); !errors.Is(err, ErrUnauthenticated) || w.live() != 0 {
 		t.Errorf("revoked: %v, %d leases live", err, w.live())
@@ -504,6 +547,40 @@ func TestListPagesAndCursorsAreBoundToTheirHolder(t *testing.T) {
 	for _, limit := range []int{-1, 201, 1 << 40} {
 		_, err := w.List(ctx, a, ListRequest{Limit: limit})
 		wantCode(t, err, InvalidArgument)
+	}
+}
+
+func TestWhatCouldNotBeRecordedDidNotHappen(t *testing.T) {
+	w := newWorld(t)
+	w.put("openai", "sk-fake-1", policy.CredentialPolicy{MaxLeases: 2})
+	a := w.agent("a")
+	kept := w.lease(a, "openai")
+	// A change that the store refuses: a detail that no list allows. The index has it, the disk will not.
+	b := w.Broker
+	b.mu.Lock()
+	e := entry(store.EventLeaseReleased, a)
+	e.LeaseID, e.Details = kept.LeaseID, map[string]string{"nonsense": "x"}
+	bad, err := b.submit(store.Change{Entry: e}, nil)
+	b.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w.live() != 0 {
+		t.Fatal("the change did not reach the index, so this test shows nothing")
+	}
+	if _, err := b.settle(bad); AsRefusal(err) == nil || AsRefusal(err).Code != Unavailable {
+		t.Errorf("settled: %v", err)
+	}
+	if w.live() != 1 || w.value(a, kept.LeaseID) != "sk-fake-1" {
+		t.Error("what could not be recorded happened")
+	}
+	w.lease(a, "openai")
+	_, err = w.Lease(ctx, a, Request{Credential: "openai"})
+	wantCode(t, err, LeaseLimit)
+	w.Detach(ctx, a.Session)
+	w.pass(DefaultGrace)
+	if w.live() != 0 {
+		t.Error("the session was forgotten in the rebuild")
 	}
 }
 

@@ -1,10 +1,12 @@
 package lease
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -78,10 +80,7 @@ func (b *Broker) admit(caller identity.Caller, r Request) (*lease, policy.Decisi
 		return nil, none, written{}, err
 	}
 	l := b.ix.leases[e.LeaseID]
-	// The session may have ended while this call was on its way: then nobody is left to come back for it.
-	if l.session != "" && b.sessions[l.session] != l.owner {
-		w, err = b.orphan(l, now, "session ended")
-	}
+	w, err = b.stillHeld(l, w, now)
 	return l, d, w, err
 }
 
@@ -89,8 +88,8 @@ func (b *Broker) admit(caller identity.Caller, r Request) (*lease, policy.Decisi
 // nothing counted that has ended. Caller holds mu.
 func (b *Broker) begin(caller identity.Caller, now time.Time) error {
 	b.lastCall = now
-	if caller.Principal == (identity.Principal{}) {
-		return refuse(Unauthenticated, "this connection has not proved who it is", "Ask the operator for a valid keylease token.")
+	if err := b.standing(caller.Principal, now); err != nil {
+		return err
 	}
 	if err := b.ready(); err != nil {
 		return err
@@ -102,6 +101,20 @@ func (b *Broker) begin(caller identity.Caller, now time.Time) error {
 		return err
 	}
 	return b.expireDue(now)
+}
+
+// standing refuses a principal that is nobody, or no longer: a connection outlives the token that opened it, its
+// rights do not. Caller holds mu.
+func (b *Broker) standing(p identity.Principal, now time.Time) error {
+	if id, byToken := strings.CutPrefix(p.By, "token:"); byToken {
+		if t := b.ix.tokens[id]; t != nil && t.problem(now) == "" && t.principal() == p {
+			return nil
+		}
+	} else if p != (identity.Principal{}) {
+		return nil
+	}
+	return refuse(Unauthenticated, "this connection has not proved who it is, or its token has expired or was revoked",
+		"Ask the operator for a valid keylease token; there is nothing to retry.")
 }
 
 // permitted turns a decision into the delivery that is used, or into the refusal that the caller may see.
@@ -235,7 +248,18 @@ func (b *Broker) extend(caller identity.Caller, r RenewRequest, now time.Time) (
 		e.Details["policy_hash"] = b.policy.current.Hash()
 	}
 	w, err := b.submit(store.Change{Entry: e}, nil)
+	if err == nil {
+		w, err = b.stillHeld(l, w, now)
+	}
 	return l, capped, w, err
+}
+
+// stillHeld orphans a lease whose session ended while this call was on its way: nobody is left to end it later.
+func (b *Broker) stillHeld(l *lease, w written, now time.Time) (written, error) {
+	if l.session == "" || b.sessions[l.session] == l.owner {
+		return w, nil
+	}
+	return b.orphan(l, now, "session ended")
 }
 
 // Release ends a lease of the caller's own. It is effective before it returns, and may be said twice.
@@ -256,15 +280,16 @@ func (b *Broker) Release(_ context.Context, caller identity.Caller, id string) (
 
 func (b *Broker) giveBack(caller identity.Caller, id string) (Ended, written, error) {
 	now := b.cfg.Now().UTC()
-	if err := b.begin(caller, now); err != nil && AsRefusal(err).Code != RateLimited {
-		return Ended{}, written{}, err // giving back what one holds is never rate limited
+	tooFast := b.begin(caller, now)
+	if tooFast != nil && AsRefusal(tooFast).Code != RateLimited {
+		return Ended{}, written{}, tooFast
 	}
 	if past, ok := b.ix.ended.get(id, caller.Principal, now); ok {
-		return Ended{id, past.State, past.At, past.At.Sub(past.Issued)}, written{}, nil
+		return Ended{id, past.State, past.At, past.At.Sub(past.Issued)}, b.newest, nil // which may not be on disk yet
 	}
 	l, err := b.find(caller.Principal, id, now)
-	if err != nil {
-		return Ended{}, written{}, err
+	if err != nil { // giving back what one holds is never rate limited, anything else is
+		return Ended{}, written{}, cmp.Or(tooFast, err)
 	}
 	ended, w, err := b.end(l, store.EventLeaseReleased, caller, now, "")
 	return ended, w, err
@@ -304,7 +329,12 @@ func (b *Broker) find(p identity.Principal, id string, now time.Time) (*lease, e
 // delivery by value. The caller wipes what it gets.
 func (b *Broker) Reveal(_ context.Context, caller identity.Caller, id string) (secret.Secret, error) {
 	b.mu.Lock()
-	l, err := b.find(caller.Principal, id, b.cfg.Now())
+	now := b.cfg.Now()
+	err := b.standing(caller.Principal, now)
+	var l *lease
+	if err == nil {
+		l, err = b.find(caller.Principal, id, now)
+	}
 	if err == nil && (!l.durable || l.delivery != policy.Value) {
 		err = notAvailable()
 	}

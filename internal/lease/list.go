@@ -27,8 +27,8 @@ func (b *Broker) List(_ context.Context, caller identity.Caller, r ListRequest) 
 	defer b.mu.Unlock()
 	now := b.cfg.Now().UTC()
 	b.lastCall = now
-	if caller.Principal == (identity.Principal{}) {
-		return Listing{}, refuse(Unauthenticated, "this connection has not proved who it is", "Ask the operator for a valid keylease token.")
+	if err := b.standing(caller.Principal, now); err != nil {
+		return Listing{}, err
 	}
 	if b.broken == nil { // a list is answered even while changes can't be recorded
 		if err := b.refreshPolicy(); err != nil {

@@ -70,13 +70,17 @@ func (b *Broker) Seed(_ context.Context, admin identity.Caller, items []SeedItem
 
 func (b *Broker) seedOne(admin identity.Caller, item SeedItem, force bool) (SeedResult, error) {
 	c, marks := b.ix.creds[item.Name], b.marks(item)
+	details := map[string]string{"source": "seed"}
+	if force {
+		details["forced"] = "true"
+	}
 	switch {
 	case !item.HasValue:
 		return b.seedConsumed(admin, item, c, marks)
 	case c == nil && b.ix.removed[item.Name] && !force:
 		return b.seedConflict(admin, item, "it was removed, and a seed file does not bring it back")
 	case c == nil:
-		_, err := b.create(admin, item.NewCredential, &marks)
+		_, err := b.create(admin, item.NewCredential, &marks, details)
 		return SeedResult{Name: item.Name, Action: "created"}, err
 	case c.damaged != "" || c.rec.State == stateRevoked:
 		if !force {
@@ -85,24 +89,27 @@ func (b *Broker) seedOne(admin identity.Caller, item SeedItem, force bool) (Seed
 		if err := b.remove(admin, c); err != nil {
 			return SeedResult{}, err
 		}
-		_, err := b.create(admin, item.NewCredential, &marks)
+		_, err := b.create(admin, item.NewCredential, &marks, details)
 		return SeedResult{Name: item.Name, Action: "created", Reason: "forced"}, err
 	case bytes.Equal(c.rec.SeededValue, marks.value) && bytes.Equal(c.rec.SeededRest, marks.rest):
 		return SeedResult{Name: item.Name, Action: "unchanged"}, nil
 	case c.rec.Type != item.Type:
 		return b.seedConflict(admin, item, "its type is "+c.rec.Type+", which can't change")
 	}
-	return b.seedChange(admin, item, c, marks, force)
+	return b.seedChange(admin, item, c, marks, force, details)
 }
 
 // seedChange applies to a credential that is there what differs from what was last seeded.
-func (b *Broker) seedChange(admin identity.Caller, item SeedItem, c *credential, marks seedMarks, force bool) (SeedResult, error) {
+func (b *Broker) seedChange(admin identity.Caller, item SeedItem, c *credential, marks seedMarks, force bool, details map[string]string) (SeedResult, error) {
 	action := "unchanged"
 	if !bytes.Equal(c.rec.SeededValue, marks.value) && !bytes.Equal(c.latest().ValueMAC, marks.value) {
+		if c.rec.SeededValue == nil && !force {
+			return b.seedConflict(admin, item, "it was stored by hand with another value, which a seed file does not replace")
+		}
 		if c.had(marks.value) && !force {
 			return b.seedConflict(admin, item, "the value is one that was rotated out, and a seed file does not bring it back")
 		}
-		if err := b.rotate(admin, c, item.Value, &marks, map[string]string{"source": "seed", "forced": formatBool(force)}); err != nil {
+		if err := b.rotate(admin, c, item.Value, &marks, details); err != nil {
 			return SeedResult{}, err
 		}
 		action = "rotated"
@@ -117,7 +124,7 @@ func (b *Broker) seedChange(admin identity.Caller, item SeedItem, c *credential,
 	} else if action == "rotated" {
 		return SeedResult{Name: item.Name, Action: action}, nil
 	}
-	err := b.write(admin, store.EventCredentialUpdated, rec, nil, map[string]string{"source": "seed"})
+	err := b.write(admin, store.EventCredentialUpdated, rec, nil, details)
 	return SeedResult{Name: item.Name, Action: action}, err
 }
 
@@ -131,7 +138,7 @@ func (b *Broker) seedConsumed(admin identity.Caller, item SeedItem, c *credentia
 	if bytes.Equal(c.rec.SeededRest, marks.rest) {
 		return SeedResult{Name: item.Name, Action: "unchanged"}, nil
 	}
-	return b.seedChange(admin, item, c, marks, false)
+	return b.seedChange(admin, item, c, marks, false, map[string]string{"source": "seed"})
 }
 
 func (b *Broker) seedConflict(admin identity.Caller, item SeedItem, reason string) (SeedResult, error) {

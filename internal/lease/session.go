@@ -21,13 +21,14 @@ func (b *Broker) Attach(_ context.Context, caller identity.Caller) {
 }
 
 func (b *Broker) attach(caller identity.Caller) (all []written) {
-	if b.sessions[caller.Session] == caller.Principal {
+	if b.sessions[caller.Session] == caller.Principal || b.ready() != nil {
 		return nil
 	}
 	b.sessions[caller.Session] = caller.Principal
-	if b.ready() != nil {
-		return nil
-	}
+	return b.adopt(caller)
+}
+
+func (b *Broker) adopt(caller identity.Caller) (all []written) {
 	now := b.cfg.Now().UTC()
 	for _, l := range byExpiry(b.ix.owners[caller.Principal], now) {
 		if l.orphanEnd.IsZero() {
@@ -106,6 +107,24 @@ func (b *Broker) orphanAll() error {
 	}
 	for _, w := range all {
 		if _, err := b.settleLocked(w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// meetSessions is for after a rebuild: sessions that came or ended while nothing could be recorded are met with what
+// the trail knows. Caller holds mu.
+func (b *Broker) meetSessions() error {
+	for session, p := range b.sessions {
+		b.adopt(identity.Caller{Principal: p, Session: session})
+	}
+	now := b.cfg.Now().UTC()
+	for _, l := range b.ix.leases {
+		if l.session == "" || !l.live(now) || b.sessions[l.session] == l.owner {
+			continue
+		}
+		if _, err := b.orphan(l, now, "session ended"); err != nil {
 			return err
 		}
 	}

@@ -150,20 +150,28 @@ func (r tokenRecord) info(now time.Time) TokenInfo {
 	return i
 }
 
+// problem says why t proves nothing at now; "" when it does.
+func (t *token) problem(now time.Time) string {
+	switch {
+	case t.damaged:
+		return "damaged token record"
+	case t.rec.Revoked:
+		return "revoked token"
+	case !t.rec.ExpiresAt.IsZero() && !now.Before(t.rec.ExpiresAt):
+		return "expired token"
+	}
+	return ""
+}
+
 // Authenticate returns whom text stands for. It does the same work whatever is wrong with it: one keyed hash and one
 // look-up by that hash, which is the constant-time comparison. The error wraps ErrUnauthenticated and says why, for
 // the log; source is where the caller sits, for the trail.
 func (b *Broker) Authenticate(ctx context.Context, text, source string) (identity.Principal, error) {
 	hash := b.store.MAC("tokens", []byte(text))
 	b.mu.Lock()
-	t, now, why := b.ix.secrets[hash], b.cfg.Now(), ""
-	switch {
-	case t == nil || t.damaged:
-		why = "unknown token"
-	case t.rec.Revoked:
-		why = "revoked token"
-	case !t.rec.ExpiresAt.IsZero() && !now.Before(t.rec.ExpiresAt):
-		why = "expired token"
+	t, why := b.ix.secrets[hash], "unknown token"
+	if t != nil {
+		why = t.problem(b.cfg.Now())
 	}
 	b.mu.Unlock()
 	if why != "" {
