@@ -114,7 +114,7 @@ func recovered(log zerolog.Logger) mcpserver.ToolHandlerMiddleware {
 			}
 			defer func() {
 				if p := recover(); p != nil {
-					fault(fmt.Sprint(p), debug.Stack())
+					fault(fmt.Sprintf("panic of type %T", p), debug.Stack()) // its text may hold anything
 				}
 			}()
 			result, err = next(ctx, request)

@@ -181,6 +181,9 @@ func TestAPanicBecomesAnIdThatIsInTheLog(t *testing.T) {
 	if !isError || e["code"] != "internal" || bytes.Contains(raw, []byte("boom")) {
 		t.Fatalf("%s", raw)
 	}
+	if strings.Contains(log.String(), canary) {
+		t.Error("the log holds what the panic said")
+	}
 	if id, _ := e["id"].(string); id == "" || !strings.Contains(log.String(), id) {
 		t.Errorf("id %q is not in the log", id)
 	}

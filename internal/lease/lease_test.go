@@ -427,6 +427,10 @@ func TestSeedIsIdempotentAndBringsNothingBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect(seed(false, item("b", "sk-fake-new")), "conflict")
+	plain := SeedItem{NewCredential: NewCredential{Name: "plain", Type: "api-key", Value: secret.New([]byte("sk-fake-p"))}, HasValue: true}
+	expect(seed(false, plain), "created")
+	plain.HasValue = false // consumed
+	expect(seed(false, plain), "unchanged")
 	w.put("by-hand", "sk-fake-hand", policy.CredentialPolicy{})
 	expect(seed(false, item("by-hand", "sk-fake-leaked")), "conflict")
 	bad := item("c/d", "sk-fake-x")

@@ -17,11 +17,15 @@ import (
 type seedMarks struct{ value, rest []byte }
 
 func (b *Broker) marks(i SeedItem) seedMarks {
+	metadata := i.Metadata
+	if metadata == nil {
+		metadata = map[string]string{}
+	}
 	rest, err := json.Marshal(struct {
 		Type     string
 		Metadata map[string]string
 		Policy   any
-	}{i.Type, i.Metadata, i.Policy})
+	}{i.Type, metadata, i.Policy})
 	if err != nil {
 		panic(err) // strings and numbers: cannot fail
 	}
@@ -38,7 +42,9 @@ func (b *Broker) marks(i SeedItem) seedMarks {
 // overrides, recorded. One faulty item and nothing of the file is applied.
 func (b *Broker) Seed(_ context.Context, admin identity.Caller, items []SeedItem, force bool) ([]SeedResult, error) {
 	var faults []error
+	marks := make([]seedMarks, len(items))
 	for i := range items {
+		marks[i] = b.marks(items[i]) // of what the file says, before anything is merged into it
 		if !items[i].HasValue {
 			continue
 		}
@@ -58,8 +64,8 @@ func (b *Broker) Seed(_ context.Context, admin identity.Caller, items []SeedItem
 		return nil, err
 	}
 	results := []SeedResult{}
-	for _, item := range items {
-		r, err := b.seedOne(admin, item, force)
+	for i, item := range items {
+		r, err := b.seedOne(admin, item, marks[i], force)
 		if err != nil {
 			return results, err
 		}
@@ -68,8 +74,8 @@ func (b *Broker) Seed(_ context.Context, admin identity.Caller, items []SeedItem
 	return results, nil
 }
 
-func (b *Broker) seedOne(admin identity.Caller, item SeedItem, force bool) (SeedResult, error) {
-	c, marks := b.ix.creds[item.Name], b.marks(item)
+func (b *Broker) seedOne(admin identity.Caller, item SeedItem, marks seedMarks, force bool) (SeedResult, error) {
+	c := b.ix.creds[item.Name]
 	details := map[string]string{"source": "seed"}
 	if force {
 		details["forced"] = "true"
