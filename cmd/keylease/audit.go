@@ -151,12 +151,12 @@ func verified(w io.Writer, r server.VerifyReport) {
 
 func verdict(r server.VerifyReport, key string) error {
 	switch {
+	case key != "" && r.Fingerprint != key:
+		return fail(exitIntegrity, "compare it with the fingerprint that you noted at init", "the trail is signed by %s, not by the key you gave", r.Fingerprint)
 	case !r.OK && r.FirstBad > 0:
 		return fail(exitIntegrity, "believe nothing from there on; restore the data folder from a backup", "the trail was changed at event %d: %s", r.FirstBad, r.Problem)
 	case !r.OK:
 		return fail(exitIntegrity, "restore the data folder from a backup", "the trail does not hold: %s", r.Problem)
-	case key != "" && !r.Authenticated:
-		return fail(exitIntegrity, "compare it with the fingerprint that you noted at init", "the trail is signed by %s, not by the key you gave", r.Fingerprint)
 	}
 	return nil
 }

@@ -36,6 +36,12 @@ func TestScripts(t *testing.T) {
 			env.Defer(func() { stopDaemons(t, env.WorkDir) })
 			return os.Mkdir(home, 0o700)
 		},
+		Condition: func(cond string) (bool, error) {
+			if cond != "root" {
+				return false, fmt.Errorf("unknown condition %q", cond)
+			}
+			return os.Geteuid() == 0, nil
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "await": await, "take-port": takePort, "fill": fill, "keep": keep,
 			"stop-daemons": func(ts *testscript.TestScript, _ bool, _ []string) { stopDaemons(t, ts.Getenv("WORK")) },

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -129,25 +130,48 @@ func TestB3SameIdsNeverCross(t *testing.T) {
 			return err
 		})
 	}
-	// All but the last cancel ids which, with them, are not in flight: they are only ever in flight with the others.
 	const rounds = 25
-	together(t, 2*len(agents), func(i int) error {
+	ask := func(who, id int) error {
+		name := fmt.Sprintf("c%d", who)
+		got, err := agents[who].tryAs(fmt.Sprint(id), "lease_credential", args{"credential": name})
+		if err == nil && got.get("value") != valueOf(name) {
+			err = fmt.Errorf("got %s", got.raw)
+		}
+		if err != nil {
+			return fmt.Errorf("agent %d, id %d: %w", who, id, err)
+		}
+		return nil
+	}
+	together(t, len(agents), func(who int) error {
+		for id := range rounds {
+			if err := ask(who, 1000+id); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	// Now two only call, and the other two only cancel whatever those have in flight.
+	var now [4]atomic.Int64
+	var calling atomic.Int64
+	calling.Store(2)
+	together(t, 3*len(agents), func(i int) error {
 		who := i % len(agents)
-		for id := 1000; id < 1000+rounds; id++ {
-			if i >= len(agents) {
-				if err := cancel[who](id + rounds); err != nil {
+		switch {
+		case who%2 == 1 && i < len(agents):
+			defer calling.Add(-1)
+			for id := range 3 * rounds {
+				now[who].Store(int64(2000 + id))
+				if err := ask(who, 2000+id); err != nil {
 					return err
 				}
-				continue
 			}
-			mine := id + (who%2)*rounds // one relay and one web agent use the ids that the other two cancel
-			name := fmt.Sprintf("c%d", who)
-			got, err := agents[who].tryAs(fmt.Sprint(mine), "lease_credential", args{"credential": name})
-			if err != nil {
-				return fmt.Errorf("agent %d, id %d: %w", who, mine, err)
-			}
-			if who%2 == 0 && got.get("value") != valueOf(name) || got.get("value") != "" && got.get("value") != valueOf(name) {
-				return fmt.Errorf("agent %d, id %d got %s", who, mine, got.raw)
+		case who%2 == 0:
+			for calling.Load() > 0 {
+				for _, victim := range []int{1, 3} {
+					if err := cancel[who](int(now[victim].Load())); err != nil {
+						return err
+					}
+				}
 			}
 		}
 		return nil
