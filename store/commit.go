@@ -217,6 +217,13 @@ func (s *Store) stopWriting(err error) {
 	}
 }
 
+// Failed returns why nothing can be recorded now; nil when all is well.
+func (s *Store) Failed() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
+}
+
 // Recover makes the store take changes again after one could not be written: it waits for what is in flight, makes
 // sure that what can be read is on the disk, and reads the end of the trail from there. A group whose writing failed
 // may turn out to be in it; the caller then rebuilds from Load what it holds in memory.

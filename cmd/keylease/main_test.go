@@ -33,6 +33,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			home := filepath.Join(env.WorkDir, "home")
 			env.Setenv("HOME", home)
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // with -race, each command would otherwise take a second longer
 			env.Defer(func() { stopDaemons(t, env.WorkDir) })
 			return os.Mkdir(home, 0o700)
 		},

@@ -14,15 +14,20 @@ import (
 	"keylease/store"
 )
 
-// check validates c as it would be stored and merges what its type extracts.
-func (c NewCredential) check() (NewCredential, error) {
+// checkFields validates all of c but its value.
+func (c NewCredential) checkFields() error {
 	if err := credtype.CheckName(c.Name); err != nil {
-		return c, err
+		return err
 	}
 	if err := credtype.CheckMetadata(c.Metadata); err != nil {
-		return c, err
+		return err
 	}
-	if err := checkPolicy(c.Policy); err != nil {
+	return checkPolicy(c.Policy)
+}
+
+// check validates c as it would be stored and merges what its type extracts.
+func (c NewCredential) check() (NewCredential, error) {
+	if err := c.checkFields(); err != nil {
 		return c, err
 	}
 	extracted, err := credtype.Check(c.Type, c.Value.Bytes(), c.Metadata)
@@ -72,7 +77,7 @@ func (b *Broker) Put(_ context.Context, admin identity.Caller, c NewCredential) 
 
 // create stores c; seeded is nil unless it comes from a seed file. Caller holds mu.
 func (b *Broker) create(admin identity.Caller, c NewCredential, seeded *seedMarks, details map[string]string) (*credential, error) {
-	now := b.cfg.Now().UTC()
+	now := b.now().UTC()
 	rec := credentialRecord{ID: newID("cr_"), Name: c.Name, Type: c.Type, State: stateActive, Metadata: c.Metadata,
 		Policy: c.Policy, CreatedAt: now, UpdatedAt: now}
 	if seeded != nil {
@@ -135,7 +140,7 @@ func (b *Broker) Rotate(_ context.Context, admin identity.Caller, name string, v
 
 func (b *Broker) rotate(admin identity.Caller, c *credential, value secret.Secret, seeded *seedMarks, details map[string]string) error {
 	rec := c.rec.clone()
-	rec.UpdatedAt = b.cfg.Now().UTC()
+	rec.UpdatedAt = b.now().UTC()
 	for i := range rec.Versions {
 		if rec.Versions[i].State == stateActive {
 			rec.Versions[i].State = stateRotated
@@ -184,7 +189,7 @@ func (b *Broker) RevokeCredential(_ context.Context, admin identity.Caller, name
 		return CredentialInfo{}, err
 	}
 	rec := c.rec.clone()
-	rec.State, rec.UpdatedAt = stateRevoked, b.cfg.Now().UTC()
+	rec.State, rec.UpdatedAt = stateRevoked, b.now().UTC()
 	if err := b.write(admin, store.EventCredentialRevoked, rec, nil, nil); err != nil {
 		return CredentialInfo{}, err
 	}
@@ -219,7 +224,7 @@ func (b *Broker) remove(admin identity.Caller, c *credential) error {
 
 // revokeAll ends the leases in set and waits until that is on disk. Caller holds mu.
 func (b *Broker) revokeAll(admin identity.Caller, set map[*lease]struct{}, reason string) (int, error) {
-	now := b.cfg.Now().UTC()
+	now := b.now().UTC()
 	if err := b.expireDue(now); err != nil {
 		return 0, err
 	}
@@ -269,7 +274,7 @@ func (b *Broker) EndLease(_ context.Context, admin identity.Caller, id string) (
 	if err := b.ready(); err != nil {
 		return Ended{}, err
 	}
-	now := b.cfg.Now().UTC()
+	now := b.now().UTC()
 	if err := b.expireDue(now); err != nil {
 		return Ended{}, err
 	}
@@ -303,7 +308,7 @@ func (b *Broker) Leases(f Filter) []Info {
 		}
 	}
 	infos := []Info{}
-	for _, l := range byExpiry(set, b.cfg.Now()) {
+	for _, l := range byExpiry(set, b.now()) {
 		infos = append(infos, Info{LeaseID: l.id, Credential: l.cred.rec.Name, Version: l.version,
 			Identity: HolderInfo{l.owner.Type, l.owner.Name, l.owner.Proof, l.owner.By, l.session},
 			Delivery: l.delivery, Purpose: l.purpose, IssuedAt: l.issued, ExpiresAt: l.deadline(),
@@ -337,7 +342,7 @@ func (b *Broker) Credential(name string) (CredentialInfo, error) {
 }
 
 func (b *Broker) info(c *credential) CredentialInfo {
-	now := b.cfg.Now()
+	now := b.now()
 	i := CredentialInfo{Name: c.rec.Name, Type: c.rec.Type, State: c.state(), Metadata: maps.Clone(c.rec.Metadata),
 		Policy: c.rec.Policy, Versions: []VersionInfo{}, LeasesInUse: len(byExpiry(c.leases, now)),
 		CreatedAt: c.rec.CreatedAt, UpdatedAt: c.rec.UpdatedAt, RotationDue: c.rotationDue(now)}

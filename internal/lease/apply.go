@@ -59,6 +59,9 @@ func (ix *index) applyCredential(e *store.Entry, rec any) error {
 		}
 	}
 	ix.noteRefs(c, e)
+	if e.Event == store.EventVersionDestroyed {
+		delete(c.values, e.Version)
+	}
 	return nil
 }
 

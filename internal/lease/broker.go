@@ -38,6 +38,7 @@ type Config struct {
 type Broker struct {
 	cfg   Config
 	store *store.Store
+	clock *clock
 
 	// mu guards everything below and is what makes the order of the trail the order of the decisions: whoever
 	// changes the index submits the Entry before letting go. It is not held while the disk works, except by the
@@ -50,6 +51,7 @@ type Broker struct {
 	failures     failures
 	broken       error     // the trail can't be written; nothing changes until rebuild succeeds
 	epoch        int       // how often the index was rebuilt: a failure of an earlier epoch was dealt with
+	closed       bool      // the snapshot is being written: nothing may come after it
 	rebuilt      time.Time // when the index was last rebuilt, or that was tried
 	newest       written   // the change submitted last: once it is durable, all are
 	lastCall     time.Time
@@ -68,10 +70,11 @@ func Open(ctx context.Context, c Config) (*Broker, error) {
 	b := &Broker{cfg: c, store: c.Store, sessions: map[string]identity.Principal{}, wake: make(chan struct{}, 1)}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.lastCall = c.Now()
 	if err := b.load(); err != nil {
 		return nil, err
 	}
+	b.clock = newClock(c.Now, b.ix.newest)
+	b.lastCall = b.now()
 	if err := b.openPolicy(); err != nil {
 		return nil, err
 	}
@@ -80,6 +83,8 @@ func Open(ctx context.Context, c Config) (*Broker, error) {
 	}
 	return b, ctx.Err()
 }
+
+func (b *Broker) now() time.Time { return b.clock.now() }
 
 // load rebuilds the index from the store. Caller holds mu.
 func (b *Broker) load() error {
@@ -108,6 +113,9 @@ func (ix *index) replay(e *store.Entry) error {
 		return err
 	}
 	ix.seq = e.Seq
+	if e.Time.After(ix.newest) {
+		ix.newest = e.Time
+	}
 	if e.Event == store.EventLeaseCreated {
 		ix.leases[e.LeaseID].durable = true
 	}
@@ -117,7 +125,7 @@ func (ix *index) replay(e *store.Entry) error {
 // rebuild is what a failed write leads to: nothing of the group took effect, so the index is read anew from what
 // is on disk. Caller holds mu.
 func (b *Broker) rebuild() error {
-	b.rebuilt = b.cfg.Now()
+	b.rebuilt = b.now()
 	if err := b.store.Recover(); err != nil {
 		return err
 	}
@@ -136,10 +144,13 @@ func (b *Broker) rebuild() error {
 
 // ready reports whether changes can be recorded, trying to recover first where they could not. Caller holds mu.
 func (b *Broker) ready() error {
+	if b.closed {
+		return unavailable()
+	}
 	if b.broken == nil {
 		return nil
 	}
-	if b.cfg.Now().Sub(b.rebuilt) < rebuildPause {
+	if b.now().Sub(b.rebuilt) < rebuildPause {
 		return unavailable()
 	}
 	if err := b.rebuild(); err != nil {
@@ -159,8 +170,11 @@ type written struct {
 // submit applies the change to the index and puts it in the trail's queue. Caller holds mu, and waits for the
 // answer with settle after letting go of it.
 func (b *Broker) submit(c store.Change, rec any) (written, error) {
+	if b.closed {
+		return written{}, unavailable()
+	}
 	if c.Entry.Time.IsZero() {
-		c.Entry.Time = b.cfg.Now()
+		c.Entry.Time = b.now()
 	}
 	c.Entry.Time = c.Entry.Time.UTC()
 	if err := b.ix.apply(&c.Entry, rec); err != nil {
@@ -201,7 +215,7 @@ func (b *Broker) writeFailed(w written, err error) error {
 	}
 	b.cfg.Log.Error().Err(err).Msg("a change could not be recorded and was not made")
 	b.broken = err
-	if b.cfg.Now().Sub(b.rebuilt) < rebuildPause {
+	if b.now().Sub(b.rebuilt) < rebuildPause {
 		return unavailable() // until then what is not on disk stays as it is and gives nothing
 	}
 	if err := b.rebuild(); err != nil {
@@ -240,14 +254,20 @@ func (b *Broker) change(c store.Change, rec any) (store.Entry, error) {
 	return e, nil
 }
 
-// Close writes a snapshot so that the next start is short. Nothing may be in flight. It does not close the store.
+// Close refuses all further changes, waits for those in flight, and writes a snapshot so that the next start is short.
+// It does not close the store.
 func (b *Broker) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.broken != nil {
 		return fmt.Errorf("no snapshot: %w", b.broken)
 	}
+	b.closed = true
+	if err := b.barrier(); err != nil {
+		return fmt.Errorf("no snapshot: %w", err)
+	}
 	b.ix.seq, _ = b.store.Head()
+	b.ix.newest = b.now()
 	data, err := b.ix.snapshot()
 	if err != nil {
 		return fmt.Errorf("encoding the snapshot: %w", err)
@@ -262,6 +282,11 @@ func (b *Broker) Started(_ context.Context, details map[string]string) error {
 
 // Stopped records an orderly end.
 func (b *Broker) Stopped(_ context.Context, reason string) error {
+	b.mu.Lock()
+	if b.ready() == nil {
+		b.summaries(b.now(), true)
+	}
+	b.mu.Unlock()
 	return b.note(store.EventServerStopped, map[string]string{"reason": reason})
 }
 
@@ -288,15 +313,15 @@ type Activity struct {
 func (b *Broker) Activity() Activity {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	now, live := b.cfg.Now(), 0
+	now, live := b.now(), 0
 	for _, l := range b.ix.leases {
 		if l.live(now) {
 			live++
 		}
 	}
-	a := Activity{LiveLeases: live, Credentials: len(b.ix.creds), LastCall: b.lastCall, Healthy: b.broken == nil}
-	if b.broken != nil {
-		a.Problem = "the store cannot record changes"
+	a := Activity{LiveLeases: live, Credentials: len(b.ix.creds), LastCall: b.lastCall, Healthy: true}
+	if b.broken != nil || b.store.Failed() != nil {
+		a.Healthy, a.Problem = false, "the store cannot record changes"
 	}
 	return a
 }

@@ -29,6 +29,7 @@ type index struct {
 	policy  policyMark                // the policy that governs
 	secrets map[[32]byte]*token       // by the keyed hash of the token's text
 	seq     uint64                    // of the newest Entry read back from the trail
+	newest  time.Time                 // of any Entry read back from the trail
 }
 
 type policyMark struct {

@@ -43,7 +43,7 @@ func (b *Broker) Lease(_ context.Context, caller identity.Caller, r Request) (Gr
 
 // admit decides and, where the answer is yes, makes the lease. Caller holds mu.
 func (b *Broker) admit(caller identity.Caller, r Request) (*lease, policy.Decision, written, error) {
-	now := b.cfg.Now().UTC()
+	now := b.now().UTC()
 	var none policy.Decision
 	if err := b.begin(caller, now); err != nil {
 		return nil, none, written{}, err
@@ -194,7 +194,7 @@ func limitReached(message string, frees *lease, live []*lease, p identity.Princi
 // Renew extends a lease of the caller's own. The answer never holds the value.
 func (b *Broker) Renew(_ context.Context, caller identity.Caller, r RenewRequest) (Grant, error) {
 	b.mu.Lock()
-	now := b.cfg.Now().UTC()
+	now := b.now().UTC()
 	l, capped, w, err := b.extend(caller, r, now)
 	var g Grant
 	if err == nil {
@@ -225,7 +225,7 @@ func (b *Broker) extend(caller identity.Caller, r RenewRequest, now time.Time) (
 	}
 	d := b.policy.current.Decide(policy.Request{Identity: caller.Principal, Credential: l.cred.view(), TTL: r.TTL,
 		Purpose: l.purpose, Delivery: l.delivery})
-	if !d.Allow || !slices.Contains(deliverable(d), l.delivery) || d.Approval != policy.None && d.Approval != "" {
+	if l.cred.state() != stateActive || !d.Allow || !slices.Contains(deliverable(d), l.delivery) || d.Approval != policy.None && d.Approval != "" {
 		return nil, false, written{}, notAvailable()
 	}
 	ceiling := l.issued.Add(d.MaxTTL)
@@ -279,7 +279,7 @@ func (b *Broker) Release(_ context.Context, caller identity.Caller, id string) (
 }
 
 func (b *Broker) giveBack(caller identity.Caller, id string) (Ended, written, error) {
-	now := b.cfg.Now().UTC()
+	now := b.now().UTC()
 	tooFast := b.begin(caller, now)
 	if tooFast != nil && AsRefusal(tooFast).Code != RateLimited {
 		return Ended{}, written{}, tooFast
@@ -329,7 +329,7 @@ func (b *Broker) find(p identity.Principal, id string, now time.Time) (*lease, e
 // delivery by value. The caller wipes what it gets.
 func (b *Broker) Reveal(_ context.Context, caller identity.Caller, id string) (secret.Secret, error) {
 	b.mu.Lock()
-	now := b.cfg.Now()
+	now := b.now()
 	err := b.standing(caller.Principal, now)
 	var l *lease
 	if err == nil {
@@ -342,11 +342,11 @@ func (b *Broker) Reveal(_ context.Context, caller identity.Caller, id string) (s
 		b.mu.Unlock()
 		return secret.Secret{}, err
 	}
-	credentialID, version, ref := l.cred.rec.ID, l.version, l.cred.values[l.version]
+	credentialID, name, version, ref := l.cred.rec.ID, l.cred.rec.Name, l.version, l.cred.values[l.version]
 	b.mu.Unlock()
 	value, err := b.store.Value(credentialID, version, ref)
 	if err != nil {
-		return secret.Secret{}, b.fault(fmt.Errorf("unsealing version %d of %s: %w", version, l.cred.rec.Name, err))
+		return secret.Secret{}, b.fault(fmt.Errorf("unsealing version %d of %s: %w", version, name, err))
 	}
 	return value, nil
 }

@@ -54,12 +54,12 @@ func (b *Broker) PolicyStatus() PolicyStatus {
 // policy does not start without it unless told to.
 func (b *Broker) openPolicy() error {
 	if b.cfg.DropPolicy {
+		b.cfg.PolicyFile = nil
 		if b.ix.policy.Hash == "" {
 			return nil
 		}
 		_, err := b.change(store.Change{Entry: store.Entry{Event: store.EventPolicyLoaded,
 			Details: map[string]string{"hash": "", "reason": "dropped by --no-policy"}}}, nil)
-		b.cfg.PolicyFile = nil
 		return err
 	}
 	if b.cfg.PolicyFile == nil {

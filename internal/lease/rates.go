@@ -73,9 +73,12 @@ const summaryEvery = time.Minute
 // authFailed records that somebody at source could not prove who they are. It never fails the caller.
 func (b *Broker) authFailed(_ context.Context, source, reason string) {
 	b.mu.Lock()
-	now := b.cfg.Now().UTC()
+	now := b.now().UTC()
 	f, key := &b.failures, failure{source, reason}
-	if f.count == nil || len(f.count) > maxRates {
+	if len(f.count) > maxRates && b.ready() == nil {
+		b.summaries(now, true)
+	}
+	if f.count == nil {
 		f.count, f.since = map[failure]int{}, now
 	}
 	count, seen := f.count[key]
@@ -93,9 +96,9 @@ func (b *Broker) authFailed(_ context.Context, source, reason string) {
 	}
 }
 
-// summaries writes down what was suppressed for a minute. Caller holds mu.
-func (b *Broker) summaries(now time.Time) (all []written) {
-	if f := &b.failures; f.count != nil && now.Sub(f.since) >= summaryEvery {
+// summaries writes down what was suppressed for a minute, or for as long as it was if atOnce. Caller holds mu.
+func (b *Broker) summaries(now time.Time, atOnce bool) (all []written) {
+	if f := &b.failures; f.count != nil && (atOnce || now.Sub(f.since) >= summaryEvery) {
 		for key, n := range f.count {
 			if n == 0 {
 				continue
@@ -108,7 +111,7 @@ func (b *Broker) summaries(now time.Time) (all []written) {
 		}
 		f.count = nil
 	}
-	if r := &b.rates; r.suppressed != nil && now.Sub(r.since) >= summaryEvery {
+	if r := &b.rates; r.suppressed != nil && (atOnce || now.Sub(r.since) >= summaryEvery) {
 		for key, n := range r.suppressed {
 			w, err := b.submit(store.Change{Entry: store.Entry{Event: store.EventTrailSuppressed, Time: now,
 				Identity: store.EntryIdentity{By: key},

@@ -45,10 +45,10 @@ func (b *Broker) Seed(_ context.Context, admin identity.Caller, items []SeedItem
 	marks := make([]seedMarks, len(items))
 	for i := range items {
 		marks[i] = b.marks(items[i]) // of what the file says, before anything is merged into it
-		if !items[i].HasValue {
-			continue
+		checked, err := items[i].NewCredential, items[i].checkFields()
+		if items[i].HasValue {
+			checked, err = items[i].check()
 		}
-		checked, err := items[i].check()
 		if err != nil {
 			faults = append(faults, fmt.Errorf("line %d: %w", items[i].Line, err))
 			continue
@@ -121,7 +121,7 @@ func (b *Broker) seedChange(admin identity.Caller, item SeedItem, c *credential,
 		action = "rotated"
 	}
 	rec := c.rec.clone()
-	rec.SeededValue, rec.UpdatedAt = marks.value, b.cfg.Now().UTC()
+	rec.SeededValue, rec.UpdatedAt = marks.value, b.now().UTC()
 	if !bytes.Equal(rec.SeededRest, marks.rest) {
 		rec.Metadata, rec.Policy, rec.SeededRest = item.Metadata, item.Policy, marks.rest
 		if action == "unchanged" {

@@ -29,7 +29,7 @@ func (b *Broker) attach(caller identity.Caller) (all []written) {
 }
 
 func (b *Broker) adopt(caller identity.Caller) (all []written) {
-	now := b.cfg.Now().UTC()
+	now := b.now().UTC()
 	for _, l := range byExpiry(b.ix.owners[caller.Principal], now) {
 		if l.orphanEnd.IsZero() {
 			continue
@@ -70,7 +70,7 @@ func (b *Broker) detach(session string) (all []written) {
 	if !ok || b.ready() != nil {
 		return nil
 	}
-	now := b.cfg.Now().UTC()
+	now := b.now().UTC()
 	for _, l := range byExpiry(b.ix.owners[p], now) {
 		if l.session != session {
 			continue
@@ -93,7 +93,7 @@ func (b *Broker) orphan(l *lease, now time.Time, reason string) (written, error)
 
 // orphanAll is for a start: no session of the previous run is alive. Caller holds mu.
 func (b *Broker) orphanAll() error {
-	now := b.cfg.Now().UTC()
+	now := b.now().UTC()
 	var all []written
 	for _, l := range b.ix.leases {
 		if l.session == "" || !l.live(now) {
@@ -119,7 +119,7 @@ func (b *Broker) meetSessions() error {
 	for session, p := range b.sessions {
 		b.adopt(identity.Caller{Principal: p, Session: session})
 	}
-	now := b.cfg.Now().UTC()
+	now := b.now().UTC()
 	for _, l := range b.ix.leases {
 		if l.session == "" || !l.live(now) || b.sessions[l.session] == l.owner {
 			continue

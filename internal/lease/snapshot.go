@@ -16,6 +16,7 @@ import (
 // credentials and tokens are not in it: only where they are and what they must hash to.
 type snapshot struct {
 	Seq         uint64           `json:"seq"`
+	Newest      time.Time        `json:"newest"` // no Entry up to Seq is later
 	Credentials []credentialMark `json:"credentials"`
 	Tokens      []tokenMark      `json:"tokens"`
 	Leases      []leaseMark      `json:"leases"`
@@ -59,7 +60,7 @@ type destroyMark struct {
 }
 
 func (ix *index) snapshot() ([]byte, error) {
-	s := snapshot{Seq: ix.seq, Policy: ix.policy, Ended: ix.ended.all(), Removed: slices.Sorted(maps.Keys(ix.removed))}
+	s := snapshot{Seq: ix.seq, Newest: ix.newest, Policy: ix.policy, Ended: ix.ended.all(), Removed: slices.Sorted(maps.Keys(ix.removed))}
 	for _, c := range ix.creds {
 		s.Credentials = append(s.Credentials, credentialMark{c.rec.ID, c.rec.Name, c.ref, c.values})
 	}
@@ -81,7 +82,7 @@ func (ix *index) restore(data []byte) error {
 	if err := json.Unmarshal(data, &s); err != nil {
 		return fmt.Errorf("reading the snapshot: %w", err)
 	}
-	ix.seq, ix.policy = s.Seq, s.Policy
+	ix.seq, ix.newest, ix.policy = s.Seq, s.Newest, s.Policy
 	for _, m := range s.Credentials {
 		c := &credential{ref: m.Ref, values: m.Values, leases: map[*lease]struct{}{}}
 		if c.values == nil {

@@ -53,9 +53,9 @@ func (b *Broker) sweep(ctx context.Context) time.Duration {
 		b.mu.Unlock()
 		return time.Second
 	}
-	now := b.cfg.Now().UTC()
+	now := b.now().UTC()
 	all, err := b.expireSome(now)
-	all = append(all, b.summaries(now)...)
+	all = append(all, b.summaries(now, false)...)
 	wait := idleSweep
 	if len(b.ix.due) > 0 {
 		wait = min(wait, max(b.ix.due[0].deadline().Sub(now), 0))
@@ -116,6 +116,12 @@ func (b *Broker) destroyUnused(now time.Time) error {
 	if now.Sub(b.lastCall) < quiet && now.Sub(b.destroySince) < patience {
 		return nil
 	}
+	if err := b.ready(); err != nil {
+		return err
+	}
+	if err := b.barrier(); err != nil { // what made these versions unused is on disk before their keys go
+		return err
+	}
 	refs := slices.Collect(maps.Keys(b.ix.destroy))
 	if err := b.store.Destroy(refs); err != nil {
 		return err
@@ -133,14 +139,13 @@ func (b *Broker) recordDestroyed(ref store.ValueRef, now time.Time) error {
 	change := store.Change{Entry: store.Entry{Event: store.EventVersionDestroyed, Time: now, Version: ref.Version,
 		Credential: b.ix.destroy[ref], CredentialID: ref.CredentialID}}
 	var rec any
-	if c := b.ix.byID[ref.CredentialID]; c != nil {
+	if c := b.ix.byID[ref.CredentialID]; c != nil && c.damaged == "" {
 		r := c.rec.clone()
 		for i := range r.Versions {
 			if r.Versions[i].Version == ref.Version {
 				r.Versions[i].State = stateDestroyed
 			}
 		}
-		delete(c.values, ref.Version)
 		change.Records, rec = []store.RecordWrite{credentialWrite(r)}, r
 	}
 	_, err := b.change(change, rec)

@@ -38,12 +38,15 @@ func (b *Broker) CreateToken(_ context.Context, admin identity.Caller, s TokenSp
 	if err := identity.CheckName(s.Identity); err != nil {
 		return "", TokenInfo{}, invalid("%s", err)
 	}
+	if s.TTL < 0 {
+		return "", TokenInfo{}, invalid("a token's ttl can't be negative")
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := b.ready(); err != nil {
 		return "", TokenInfo{}, err
 	}
-	now := b.cfg.Now().UTC()
+	now := b.now().UTC()
 	rec := tokenRecord{ID: newID("tk_"), Type: s.Type, Identity: s.Identity, CreatedAt: now}
 	if s.TTL > 0 {
 		rec.ExpiresAt = now.Add(s.TTL)
@@ -58,7 +61,7 @@ func (b *Broker) issue(admin identity.Caller, event store.Event, rec tokenRecord
 	if err := b.writeToken(admin, event, rec); err != nil {
 		return "", TokenInfo{}, err
 	}
-	return text, rec.info(b.cfg.Now()), nil
+	return text, rec.info(b.now()), nil
 }
 
 func (b *Broker) writeToken(admin identity.Caller, event store.Event, rec tokenRecord) error {
@@ -108,7 +111,7 @@ func (b *Broker) RevokeToken(_ context.Context, admin identity.Caller, id string
 			return TokenInfo{}, err
 		}
 	}
-	return b.ix.tokens[id].rec.info(b.cfg.Now()), nil
+	return b.ix.tokens[id].rec.info(b.now()), nil
 }
 
 func (b *Broker) token(id string) (*token, error) {
@@ -128,7 +131,7 @@ func (b *Broker) Tokens() []TokenInfo {
 	defer b.mu.Unlock()
 	infos := []TokenInfo{}
 	for _, t := range b.ix.tokens {
-		infos = append(infos, t.rec.info(b.cfg.Now()))
+		infos = append(infos, t.rec.info(b.now()))
 	}
 	slices.SortFunc(infos, func(a, b TokenInfo) int {
 		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID))
@@ -170,15 +173,16 @@ func (b *Broker) Authenticate(ctx context.Context, text, source string) (identit
 	hash := b.store.MAC("tokens", []byte(text))
 	b.mu.Lock()
 	t, why := b.ix.secrets[hash], "unknown token"
+	var p identity.Principal
 	if t != nil {
-		why = t.problem(b.cfg.Now())
+		p, why = t.principal(), t.problem(b.now())
 	}
 	b.mu.Unlock()
 	if why != "" {
 		b.authFailed(ctx, source, why)
 		return identity.Principal{}, fmt.Errorf("%w: %s", ErrUnauthenticated, why)
 	}
-	return t.principal(), nil
+	return p, nil
 }
 
 // Misused records that somebody at source named a session that belongs to another principal.
