@@ -31,6 +31,9 @@ func (a admin) audit(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// stalled is how long a client may take to read one entry.
+const stalled = 10 * time.Second
+
 type entryStream struct {
 	out   *json.Encoder
 	flush *http.ResponseController
@@ -42,6 +45,7 @@ func (a admin) stream(ctx context.Context, q EntryQuery, s entryStream) error {
 	next := uint64(1)
 	write := func(e *store.Entry) error {
 		next = max(next, e.Seq+1)
+		_ = s.flush.SetWriteDeadline(time.Now().Add(stalled)) // the trail is being read: it must not wait for a client
 		return s.out.Encode(e)
 	}
 	if err := a.newest(ctx, f, q.Limit, write); err != nil || !q.Follow {

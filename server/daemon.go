@@ -181,10 +181,15 @@ func newDaemon(o Options) *daemon {
 	return d
 }
 
-// listenSocket opens the local socket. The lock on the data folder is ours, so what lies at its path is left over.
+// listenSocket opens the local socket. The lock on the data folder is ours, so what lies at its path and
+// answers nobody is left over.
 func listenSocket(path string) (net.Listener, error) {
 	if err := ownFolder(filepath.Dir(path)); err != nil {
 		return nil, err
+	}
+	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil { // of a daemon on another data folder
+		_ = conn.Close()
+		return nil, &PortError{path, syscall.EADDRINUSE}
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("removing the old socket: %w", err)

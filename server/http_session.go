@@ -160,12 +160,17 @@ func (s *httpSession) idleSince() (time.Time, bool) {
 	return s.used, s.calls == 0 && s.streams == 0
 }
 
-// lapse ends a session that its client did not end. The broker is not told: being quiet is not leaving.
-func (s *httpSession) lapse() {
+// lapse ends a session that its client did not end. The broker is not told: being quiet is not leaving. A session in
+// which a call began meanwhile is not quiet and ends as if its client had left, once that call is done.
+func (s *httpSession) lapse() (quiet bool) {
 	s.life.Lock()
 	defer s.life.Unlock()
 	s.ended = true
 	s.end()
+	if s.calls > 0 {
+		s.leaving = true
+	}
+	return s.calls == 0
 }
 
 // party is what one principal holds open. Parties are kept: there are only as many as there are tokens, and
@@ -206,8 +211,9 @@ func (t *sessionTable) open(p identity.Principal, transport string, c claim) (*h
 
 	evicted, f := t.admit(s)
 	for _, old := range evicted {
-		old.lapse()
-		t.lapsed(old)
+		if old.lapse() {
+			t.lapsed(old)
+		}
 	}
 	if f != nil {
 		s.end()

@@ -27,8 +27,15 @@ client gives itself. KEYLEASE_SOCKET names another socket. Nothing else is taken
 	return c
 }
 
+// emptyToken is sent where KEYLEASE_TOKEN is set to nothing, as by a "${TEAM_TOKEN}" that did not expand: it proves
+// nothing, and so every call is refused. To take it for "no token" would lend under a name that nobody proved.
+const emptyToken = "(empty)"
+
 func (a *app) mcp(ctx context.Context, as string, standalone bool) error {
 	token := a.env("KEYLEASE_TOKEN")
+	if _, set := os.LookupEnv("KEYLEASE_TOKEN"); set && token == "" {
+		token = emptyToken
+	}
 	_ = os.Unsetenv("KEYLEASE_TOKEN") // nothing that we start may inherit it
 	if as == "" {
 		as = a.env("KEYLEASE_AS")
@@ -52,7 +59,7 @@ func (a *app) mcp(ctx context.Context, as string, standalone bool) error {
 		return err
 	}
 	relay := server.RelayOptions{Paths: s.paths, In: a.in, Out: a.out, Log: a.logger(s.level), As: as, Token: token,
-		Version: version(), AutoStart: true, Start: start}
+		Version: version(), AutoStart: s.paths.Socket == "", Start: start}
 	if !standalone {
 		return server.Relay(ctx, relay)
 	}

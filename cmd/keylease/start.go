@@ -15,16 +15,14 @@ import (
 )
 
 // daemonStart is how this program starts its own daemon: fixed words, and an environment that holds nothing of ours
-// but, where the store says that its key comes from there, the root key.
+// but, where the store says that its key comes from there, the root key. It listens where everybody looks: who names
+// another socket joins the daemon there and starts none, or one project could take the daemon away from the others.
 func (a *app) daemonStart(s settings) (server.Start, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return server.Start{}, fmt.Errorf("finding this program: %w", err)
 	}
 	args := []string{"serve", "--auto", "--data", s.paths.Data, "--config", s.configFile}
-	if s.paths.Socket != "" {
-		args = append(args, "--socket", s.paths.Socket)
-	}
 	var extra []string
 	if recorded, err := store.KeySource(s.Data); err == nil && recorded == sourceEnv {
 		extra = append(extra, keyEnv+"="+a.env(keyEnv))
@@ -51,7 +49,7 @@ func (a *app) adminOf(s settings) (*server.AdminClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	return server.NewAdminClient(server.DialOptions{Paths: s.paths, Version: version(), AutoStart: true, Start: start}), nil
+	return server.NewAdminClient(server.DialOptions{Paths: s.paths, Version: version(), AutoStart: s.paths.Socket == "", Start: start}), nil
 }
 
 // withAdmin runs do with the daemon's admin API and puts refusals into words for a terminal.

@@ -224,12 +224,12 @@ func TestKillInTheMiddleOf500Leases(t *testing.T) {
 	var acknowledged atomic.Int64
 	restarted := make(chan struct{})
 	go func() {
+		defer close(restarted)
 		for acknowledged.Load() < 250 {
 			time.Sleep(time.Millisecond)
 		}
 		s.kill()
 		s = w.serve("--http", s.addr)
-		close(restarted)
 	}()
 	together(t, 8*len(callers), func(i int) error {
 		c := callers[i%len(callers)]
