@@ -8,7 +8,10 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"reflect"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,7 +45,7 @@ func NewServer(b *lease.Broker, log zerolog.Logger, version string, extra ...mcp
 }
 
 // RewriteValidation is an after-call hook: mcp-go answers arguments that do not fit the schema with plain text before
-// any handler runs; this puts it into the form of every other refusal.
+// any handler runs; this puts it into words for a model and the form of every other refusal.
 func RewriteValidation(_ context.Context, _ any, request *mcp.CallToolRequest, result any) {
 	r, ok := result.(*mcp.CallToolResult)
 	if !ok || r == nil || !r.IsError || r.StructuredContent != nil {
@@ -55,13 +58,48 @@ func RewriteValidation(_ context.Context, _ any, request *mcp.CallToolRequest, r
 		}
 	}
 	if why, ok := strings.CutPrefix(text, "input schema validation failed: "); ok {
-		*r = *refused(&lease.Refusal{Code: lease.InvalidArgument,
-			Message: lease.CleanText("the arguments of "+request.Params.Name+" do not fit: "+why, 600),
-			Hint:    "Correct the arguments as the tool's input schema says and call again. There are no other arguments; who you are is never one."})
+		*r = *refused(&lease.Refusal{Code: lease.InvalidArgument, Message: lease.CleanText(misfit(request, why), 600),
+			Hint: "Correct the arguments as the tool's input schema says and call again. Who you are is never an argument."})
 		return
 	}
 	*r = *refused(&lease.Refusal{Code: lease.Internal, ID: newFaultID(), Message: "keylease could not answer this call",
 		Hint: "Tell the operator; the daemon's log has the details."})
+}
+
+// misfit says what is wrong with the arguments of a call. why is the validator's own account, which names places but
+// prints Go structs: it serves only where we see nothing ourselves.
+func misfit(request *mcp.CallToolRequest, why string) string {
+	takes := arguments[request.Params.Name]
+	given := request.GetArguments()
+	for _, name := range slices.Sorted(maps.Keys(given)) {
+		if !slices.Contains(takes, name) {
+			return fmt.Sprintf("%s has no argument %q; it takes %s", request.Params.Name, lease.CleanText(name, 40), strings.Join(takes, ", "))
+		}
+	}
+	for _, name := range takes {
+		if strings.Contains(why, "/"+name+": ") || strings.Contains(why, "/"+name+"/") {
+			return fmt.Sprintf("the argument %s is not of the type that the input schema says", name)
+		}
+		if strings.Contains(why, "Missing:["+name+"]") {
+			return fmt.Sprintf("the argument %s is missing", name)
+		}
+	}
+	return "the arguments do not fit the tool's input schema"
+}
+
+// arguments are what each tool takes, in the order of its schema.
+var arguments = map[string][]string{
+	"lease_credential": fields[leaseArgs](),
+	"list_credentials": fields[listArgs](),
+	"release_lease":    fields[releaseArgs](),
+}
+
+func fields[T any]() (names []string) {
+	for f := range reflect.TypeFor[T]().Fields() {
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		names = append(names, name)
+	}
+	return names
 }
 
 // agent answers tool calls for whoever the transport says is calling.

@@ -77,7 +77,7 @@ func (b *Broker) Put(_ context.Context, admin identity.Caller, c NewCredential) 
 
 // create stores c; seeded is nil unless it comes from a seed file. Caller holds mu.
 func (b *Broker) create(admin identity.Caller, c NewCredential, seeded *seedMarks, details map[string]string) (*credential, error) {
-	now := b.now().UTC()
+	now := b.now()
 	rec := credentialRecord{ID: newID("cr_"), Name: c.Name, Type: c.Type, State: stateActive, Metadata: c.Metadata,
 		Policy: c.Policy, CreatedAt: now, UpdatedAt: now}
 	if seeded != nil {
@@ -140,7 +140,7 @@ func (b *Broker) Rotate(_ context.Context, admin identity.Caller, name string, v
 
 func (b *Broker) rotate(admin identity.Caller, c *credential, value secret.Secret, seeded *seedMarks, details map[string]string) error {
 	rec := c.rec.clone()
-	rec.UpdatedAt = b.now().UTC()
+	rec.UpdatedAt = b.now()
 	for i := range rec.Versions {
 		if rec.Versions[i].State == stateActive {
 			rec.Versions[i].State = stateRotated
@@ -189,7 +189,7 @@ func (b *Broker) RevokeCredential(_ context.Context, admin identity.Caller, name
 		return CredentialInfo{}, err
 	}
 	rec := c.rec.clone()
-	rec.State, rec.UpdatedAt = stateRevoked, b.now().UTC()
+	rec.State, rec.UpdatedAt = stateRevoked, b.now()
 	if err := b.write(admin, store.EventCredentialRevoked, rec, nil, nil); err != nil {
 		return CredentialInfo{}, err
 	}
@@ -224,7 +224,7 @@ func (b *Broker) remove(admin identity.Caller, c *credential) error {
 
 // revokeAll ends the leases in set and waits until that is on disk. Caller holds mu.
 func (b *Broker) revokeAll(admin identity.Caller, set map[*lease]struct{}, reason string) (int, error) {
-	now := b.now().UTC()
+	now := b.now()
 	if err := b.expireDue(now); err != nil {
 		return 0, err
 	}
@@ -274,7 +274,7 @@ func (b *Broker) EndLease(_ context.Context, admin identity.Caller, id string) (
 	if err := b.ready(); err != nil {
 		return Ended{}, err
 	}
-	now := b.now().UTC()
+	now := b.now()
 	if err := b.expireDue(now); err != nil {
 		return Ended{}, err
 	}

@@ -127,7 +127,7 @@ type CredentialInfo struct {
 	RotationDue bool                    `json:"rotation_due"`
 }
 
-// Holder is whom an admin sees behind a lease.
+// HolderInfo is whom an admin sees behind a lease.
 type HolderInfo struct {
 	Type    identity.Type  `json:"type"`
 	Name    string         `json:"name"`

@@ -328,12 +328,16 @@ func (b *Broker) Activity() Activity {
 
 // entry begins an Entry about what caller did.
 func entry(event store.Event, caller identity.Caller) store.Entry {
-	return store.Entry{Event: event, Identity: entryIdentity(caller.Principal, caller.Session, caller.ClientName, caller.ClientVersion)}
+	return store.Entry{Event: event, Identity: store.EntryIdentity{
+		Type: string(caller.Type), Name: caller.Name, Proof: caller.Proof.String(), By: caller.By,
+		Session: caller.Session, ClientName: caller.ClientName, ClientVersion: caller.ClientVersion}}
 }
 
-func entryIdentity(p identity.Principal, session, client, version string) store.EntryIdentity {
-	return store.EntryIdentity{Type: string(p.Type), Name: p.Name, Proof: p.Proof.String(), By: p.By,
-		Session: session, ClientName: client, ClientVersion: version}
+// entry begins an Entry about l.
+func (l *lease) entry(event store.Event, caller identity.Caller, now time.Time) store.Entry {
+	e := entry(event, caller)
+	e.Time, e.LeaseID, e.Credential, e.CredentialID, e.Version = now, l.id, l.cred.rec.Name, l.cred.rec.ID, l.version
+	return e
 }
 
 // notifier wakes everybody who waits for the trail to grow.

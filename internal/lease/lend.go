@@ -43,7 +43,7 @@ func (b *Broker) Lease(_ context.Context, caller identity.Caller, r Request) (Gr
 
 // admit decides and, where the answer is yes, makes the lease. Caller holds mu.
 func (b *Broker) admit(caller identity.Caller, r Request) (*lease, policy.Decision, written, error) {
-	now := b.now().UTC()
+	now := b.now()
 	var none policy.Decision
 	if err := b.begin(caller, now); err != nil {
 		return nil, none, written{}, err
@@ -194,7 +194,7 @@ func limitReached(message string, frees *lease, live []*lease, p identity.Princi
 // Renew extends a lease of the caller's own. The answer never holds the value.
 func (b *Broker) Renew(_ context.Context, caller identity.Caller, r RenewRequest) (Grant, error) {
 	b.mu.Lock()
-	now := b.now().UTC()
+	now := b.now()
 	l, capped, w, err := b.extend(caller, r, now)
 	var g Grant
 	if err == nil {
@@ -240,8 +240,7 @@ func (b *Broker) extend(caller identity.Caller, r RenewRequest, now time.Time) (
 	if r.TTL == 0 && expires.Before(l.expires) {
 		expires = l.expires
 	}
-	e := entry(store.EventLeaseRenewed, caller)
-	e.Time, e.LeaseID, e.Credential, e.CredentialID, e.Version = now, l.id, l.cred.rec.Name, l.cred.rec.ID, l.version
+	e := l.entry(store.EventLeaseRenewed, caller, now)
 	e.Details = map[string]string{"expires_at": stamp(expires), "max_expires_at": stamp(ceiling),
 		"ttl": ttl.Format(expires.Sub(now)), "ttl_capped": formatBool(capped), "rule": d.Rule}
 	if b.policy.current != nil {
@@ -279,7 +278,7 @@ func (b *Broker) Release(_ context.Context, caller identity.Caller, id string) (
 }
 
 func (b *Broker) giveBack(caller identity.Caller, id string) (Ended, written, error) {
-	now := b.now().UTC()
+	now := b.now()
 	tooFast := b.begin(caller, now)
 	if tooFast != nil && AsRefusal(tooFast).Code != RateLimited {
 		return Ended{}, written{}, tooFast
@@ -297,11 +296,10 @@ func (b *Broker) giveBack(caller identity.Caller, id string) (Ended, written, er
 
 // end writes a lease's one terminal Entry. Caller holds mu.
 func (b *Broker) end(l *lease, event store.Event, by identity.Caller, now time.Time, reason string) (Ended, written, error) {
-	e := entry(event, by)
 	if by.Principal == (identity.Principal{}) {
-		e.Identity = entryIdentity(l.owner, "", "", "")
+		by.Principal = l.owner
 	}
-	e.Time, e.LeaseID, e.Credential, e.CredentialID, e.Version = now, l.id, l.cred.rec.Name, l.cred.rec.ID, l.version
+	e := l.entry(event, by, now)
 	e.Details = map[string]string{"held_for": ttl.Format(now.Sub(l.issued))}
 	if reason != "" {
 		e.Details["reason"] = reason

@@ -25,7 +25,7 @@ func (b *Broker) List(_ context.Context, caller identity.Caller, r ListRequest) 
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	now := b.now().UTC()
+	now := b.now()
 	b.lastCall = now
 	if err := b.standing(caller.Principal, now); err != nil {
 		return Listing{}, err

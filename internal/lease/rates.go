@@ -73,7 +73,7 @@ const summaryEvery = time.Minute
 // authFailed records that somebody at source could not prove who they are. It never fails the caller.
 func (b *Broker) authFailed(_ context.Context, source, reason string) {
 	b.mu.Lock()
-	now := b.now().UTC()
+	now := b.now()
 	f, key := &b.failures, failure{source, reason}
 	if len(f.count) > maxRates && b.ready() == nil {
 		b.summaries(now, true)

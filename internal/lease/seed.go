@@ -121,7 +121,7 @@ func (b *Broker) seedChange(admin identity.Caller, item SeedItem, c *credential,
 		action = "rotated"
 	}
 	rec := c.rec.clone()
-	rec.SeededValue, rec.UpdatedAt = marks.value, b.now().UTC()
+	rec.SeededValue, rec.UpdatedAt = marks.value, b.now()
 	if !bytes.Equal(rec.SeededRest, marks.rest) {
 		rec.Metadata, rec.Policy, rec.SeededRest = item.Metadata, item.Policy, marks.rest
 		if action == "unchanged" {

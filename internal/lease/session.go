@@ -21,21 +21,23 @@ func (b *Broker) Attach(_ context.Context, caller identity.Caller) {
 }
 
 func (b *Broker) attach(caller identity.Caller) (all []written) {
-	if b.sessions[caller.Session] == caller.Principal || b.ready() != nil {
+	if b.sessions[caller.Session] == caller.Principal {
 		return nil
 	}
 	b.sessions[caller.Session] = caller.Principal
+	if b.ready() != nil {
+		return nil // meetSessions adopts once it can be recorded
+	}
 	return b.adopt(caller)
 }
 
 func (b *Broker) adopt(caller identity.Caller) (all []written) {
-	now := b.now().UTC()
+	now := b.now()
 	for _, l := range byExpiry(b.ix.owners[caller.Principal], now) {
 		if l.orphanEnd.IsZero() {
 			continue
 		}
-		e := entry(store.EventLeaseAdopted, caller)
-		e.Time, e.LeaseID, e.Credential, e.CredentialID, e.Version = now, l.id, l.cred.rec.Name, l.cred.rec.ID, l.version
+		e := l.entry(store.EventLeaseAdopted, caller, now)
 		e.Details = map[string]string{"session": caller.Session}
 		if w, err := b.submit(store.Change{Entry: e}, nil); err == nil {
 			all = append(all, w)
@@ -70,7 +72,7 @@ func (b *Broker) detach(session string) (all []written) {
 	if !ok || b.ready() != nil {
 		return nil
 	}
-	now := b.now().UTC()
+	now := b.now()
 	for _, l := range byExpiry(b.ix.owners[p], now) {
 		if l.session != session {
 			continue
@@ -83,17 +85,14 @@ func (b *Broker) detach(session string) (all []written) {
 }
 
 func (b *Broker) orphan(l *lease, now time.Time, reason string) (written, error) {
-	return b.submit(store.Change{Entry: store.Entry{
-		Event: store.EventLeaseOrphaned, Time: now, LeaseID: l.id, Version: l.version,
-		Identity:   entryIdentity(l.owner, l.session, "", ""),
-		Credential: l.cred.rec.Name, CredentialID: l.cred.rec.ID,
-		Details: map[string]string{"ends_at": stamp(now.Add(b.cfg.Grace)), "reason": reason},
-	}}, nil)
+	e := l.entry(store.EventLeaseOrphaned, identity.Caller{Principal: l.owner, Session: l.session}, now)
+	e.Details = map[string]string{"ends_at": stamp(now.Add(b.cfg.Grace)), "reason": reason}
+	return b.submit(store.Change{Entry: e}, nil)
 }
 
 // orphanAll is for a start: no session of the previous run is alive. Caller holds mu.
 func (b *Broker) orphanAll() error {
-	now := b.now().UTC()
+	now := b.now()
 	var all []written
 	for _, l := range b.ix.leases {
 		if l.session == "" || !l.live(now) {
@@ -119,7 +118,7 @@ func (b *Broker) meetSessions() error {
 	for session, p := range b.sessions {
 		b.adopt(identity.Caller{Principal: p, Session: session})
 	}
-	now := b.now().UTC()
+	now := b.now()
 	for _, l := range b.ix.leases {
 		if l.session == "" || !l.live(now) || b.sessions[l.session] == l.owner {
 			continue

@@ -53,7 +53,7 @@ func (b *Broker) sweep(ctx context.Context) time.Duration {
 		b.mu.Unlock()
 		return time.Second
 	}
-	now := b.now().UTC()
+	now := b.now()
 	all, err := b.expireSome(now)
 	all = append(all, b.summaries(now, false)...)
 	wait := idleSweep

@@ -46,7 +46,7 @@ func (b *Broker) CreateToken(_ context.Context, admin identity.Caller, s TokenSp
 	if err := b.ready(); err != nil {
 		return "", TokenInfo{}, err
 	}
-	now := b.now().UTC()
+	now := b.now()
 	rec := tokenRecord{ID: newID("tk_"), Type: s.Type, Identity: s.Identity, CreatedAt: now}
 	if s.TTL > 0 {
 		rec.ExpiresAt = now.Add(s.TTL)

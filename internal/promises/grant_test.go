@@ -106,7 +106,7 @@ func TestG2LimitsHoldUnderARush(t *testing.T) {
 	ask(1)
 	ask(0)
 	s.kill()
-	s = w.serve("--http", s.addr)
+	w.serve("--http", s.addr)
 	ask(0)
 	if got := call(t, holder, "release_lease", args{"lease_id": held[0]}); got.get("status") != "released" {
 		t.Fatal(got.raw)

@@ -237,7 +237,7 @@ func TestF10ASeedFileLeftInPlace(t *testing.T) {
 	if code := s.stop(); code != 0 {
 		t.Fatal(s.log)
 	}
-	s = w.serve("--seed", w.seedFile(items...))
+	w.serve("--seed", w.seedFile(items...))
 	a.reconnected()
 	check("after a restart with --seed")
 	if n := len(find(w.audit(), "seed.conflict")); n < 5 {
