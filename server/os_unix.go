@@ -25,6 +25,9 @@ func ownerOf(info fs.FileInfo) int {
 // detached makes a child a session of its own, so that it outlives the terminal and the agent that started it.
 func detached() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setsid: true} }
 
+// alive reports whether there is a process of this number.
+func alive(pid int) bool { return pid > 0 && syscall.Kill(pid, 0) != syscall.ESRCH }
+
 // keepDescriptors marks whatever the client left open in us as not to be inherited: a pipe of its, kept by a daemon
 // that lives for days, would never end for whoever waits at the other side.
 func keepDescriptors() {

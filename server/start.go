@@ -228,24 +228,33 @@ func holdData(ctx context.Context, o Options) (*os.File, error) {
 	if !errors.Is(err, errHeld) {
 		return lock, err
 	}
-	note := readLockNote(o.Paths.lock())
-	running := &RunningError{note.PID, note.Auto, note.Version}
-	if o.Auto || o.inProcess || !note.Auto {
-		return nil, running
+	if o.Auto || o.inProcess {
+		return nil, runningOn(o.Paths)
 	}
 	starting, err := takeLock(o.Paths.startLock(), lockTime) // or a relay would start another one in between
 	if err != nil {
 		return nil, err
 	}
 	defer starting.Close()
-	if err := askHandover(ctx, o.Paths, o.Version); err != nil {
-		return nil, errors.Join(running, err)
+	// Asked again and again: who holds the lock may have taken it only now, from one that died, and not be listening
+	// or have signed yet.
+	for deadline := time.Now().Add(takeoverTime); ; {
+		if running := runningOn(o.Paths); !running.Auto && alive(running.PID) || time.Now().After(deadline) {
+			return nil, running
+		}
+		if err := askHandover(ctx, o.Paths, o.Version); err != nil && time.Now().After(deadline) {
+			return nil, errors.Join(runningOn(o.Paths), err)
+		}
+		if lock, err := takeLock(o.Paths.lock(), 200*time.Millisecond); !errors.Is(err, errHeld) {
+			return lock, err
+		}
 	}
-	lock, err = takeLock(o.Paths.lock(), takeoverTime)
-	if errors.Is(err, errHeld) {
-		return nil, running
-	}
-	return lock, err
+}
+
+// runningOn is who signed the lock last.
+func runningOn(p Paths) *RunningError {
+	note := readLockNote(p.lock())
+	return &RunningError{note.PID, note.Auto, note.Version}
 }
 
 // Standalone is a daemon and one client in this process: it ends when the client does. Where a daemon has the data
