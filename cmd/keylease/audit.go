@@ -3,13 +3,18 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"keylease/internal/strictyaml"
 	"keylease/internal/ttl"
 	"keylease/server"
 	"keylease/store"
@@ -26,6 +31,13 @@ func (a *app) auditCommand() *cobra.Command {
 			if q.Limit < 0 {
 				return usagef("", "--limit can't be negative")
 			}
+			if q.Event != "" && !slices.Contains(events(), q.Event) {
+				hint := "the events are " + strings.Join(events(), ", ")
+				if near := strictyaml.Nearest(q.Event, events()); near != "" {
+					hint = "did you mean " + near + "?"
+				}
+				return usagef(hint, "--event: there is no event %q", terminal(q.Event))
+			}
 			return a.withAdmin(func(c *server.AdminClient) error { return a.audit(cmd.Context(), c, q) })
 		}}
 	f := c.Flags()
@@ -37,8 +49,24 @@ func (a *app) auditCommand() *cobra.Command {
 	f.StringVar(&q.LeaseID, "lease", "", "only what is about this lease")
 	f.IntVar(&q.Limit, "limit", 0, "only the newest so many (default all)")
 	f.BoolVar(&q.Follow, "follow", false, "go on with what happens from now on; with --json one object a line")
+	c.SuggestionsMinimumDistance = 2
 	c.AddCommand(a.auditVerifyCommand())
 	return c
+}
+
+// events are the names that --event takes.
+func events() []string {
+	return []string{
+		string(store.EventCredentialCreated), string(store.EventCredentialUpdated), string(store.EventCredentialRotated),
+		string(store.EventVersionDestroyed), string(store.EventCredentialRevoked), string(store.EventCredentialDeleted),
+		string(store.EventLeaseCreated), string(store.EventLeaseRenewed), string(store.EventLeaseOrphaned),
+		string(store.EventLeaseAdopted), string(store.EventLeaseReleased), string(store.EventLeaseExpired),
+		string(store.EventLeaseRevoked), string(store.EventLeaseDenied),
+		string(store.EventTokenCreated), string(store.EventTokenRotated), string(store.EventTokenRevoked),
+		string(store.EventAuthFailed), string(store.EventPolicyLoaded), string(store.EventPolicyRejected),
+		string(store.EventSeedConflict), string(store.EventServerStarted), string(store.EventServerStopped),
+		string(store.EventTrailSuppressed),
+	}
 }
 
 func sinceTime(s string, now time.Time) (time.Time, error) {
@@ -61,11 +89,12 @@ func (a *app) audit(ctx context.Context, c *server.AdminClient, q server.EntryQu
 	out := bufio.NewWriter(a.out)
 	defer out.Flush()
 	list := a.json && !q.Follow
-	separator := "\n"
+	separator, found := "\n", false
 	if list {
 		fmt.Fprint(out, `{"entries": [`)
 	}
 	err := c.Entries(ctx, q, func(entry []byte) error {
+		found = true
 		switch {
 		case list:
 			fmt.Fprintf(out, "%s%s", separator, entry)
@@ -84,6 +113,9 @@ func (a *app) audit(ctx context.Context, c *server.AdminClient, q server.EntryQu
 	})
 	if list && err == nil {
 		fmt.Fprintln(out, "\n]}")
+	}
+	if err == nil && !found && !a.json {
+		a.sayf("keylease: no entries match")
 	}
 	if q.Follow && ctx.Err() != nil {
 		return nil // the person who watched has seen enough
@@ -123,6 +155,9 @@ func (a *app) auditVerifyCommand() *cobra.Command {
 	var key string
 	c := &cobra.Command{Use: "verify", Short: "Recompute the whole trail and say whether anything in it was changed", Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("key") && !isFingerprint(key) {
+				return usagef("copy it whole, as init and serve print it", "--key is not a fingerprint: that is SHA256: and 43 characters")
+			}
 			return a.withAdmin(func(c *server.AdminClient) error {
 				r, err := c.Verify(cmd.Context(), key)
 				if err != nil {
@@ -136,6 +171,12 @@ func (a *app) auditVerifyCommand() *cobra.Command {
 		}}
 	c.Flags().StringVar(&key, "key", "", "fingerprint that init or serve printed; without it the trail is consistent, but not authenticated")
 	return c
+}
+
+func isFingerprint(s string) bool {
+	text, ok := strings.CutPrefix(s, "SHA256:")
+	sum, err := base64.RawStdEncoding.DecodeString(text)
+	return ok && err == nil && len(sum) == sha256.Size
 }
 
 func verified(w io.Writer, r server.VerifyReport) {
@@ -152,7 +193,7 @@ func verified(w io.Writer, r server.VerifyReport) {
 func verdict(r server.VerifyReport, key string) error {
 	switch {
 	case key != "" && r.Fingerprint != key:
-		return fail(exitIntegrity, "compare it with the fingerprint that you noted at init", "the trail is signed by %s, not by the key you gave", r.Fingerprint)
+		return fail(exitIntegrity, "compare it with the one you noted; it may be another store's (--data). If it is right, this store was replaced", "the trail is signed by %s, not by the key you gave", r.Fingerprint)
 	case !r.OK && r.FirstBad > 0:
 		return fail(exitIntegrity, "believe nothing from there on; restore the data folder from a backup", "the trail was changed at event %d: %s", r.FirstBad, r.Problem)
 	case !r.OK:

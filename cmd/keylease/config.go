@@ -1,12 +1,16 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -82,7 +86,8 @@ func (a *app) settings(useEnv bool) (settings, error) {
 	if err := k.Load(structs.Provider(defaults(), "koanf"), nil); err != nil {
 		return s, fmt.Errorf("setting the defaults: %w", err)
 	}
-	if err := loadFile(k, file, a.flags.config != ""); err != nil {
+	from := sources{}
+	if err := loadFile(k, file, a.flags.config != "", from); err != nil {
 		return s, err
 	}
 	fromFile := func(p string) (string, error) { return resolve(p, home, s.paths.Config) }
@@ -94,20 +99,31 @@ func (a *app) settings(useEnv bool) (settings, error) {
 		_ = k.Set(key, path)
 	}
 	if useEnv {
-		if err := a.loadEnv(k, home); err != nil {
+		if err := a.loadEnv(k, home, from); err != nil {
 			return s, err
 		}
 	}
-	if err := a.loadFlags(k); err != nil {
+	if err := a.loadFlags(k, from); err != nil {
 		return s, err
 	}
 	if err := k.Unmarshal("", &s.Config); err != nil {
 		return s, usagef("", "the configuration does not fit together: %s", err)
 	}
-	return s, s.understand(a.flags.socket)
+	return s, s.understand(a.flags.socket, from)
 }
 
-func (s *settings) understand(socket string) (err error) {
+// sources says where the value of a key comes from, as an error begins: a line of the file, a variable or a flag.
+type sources map[string]string
+
+func (f sources) fault(key, hint, format string, args ...any) error {
+	where := f[key]
+	if where == "" {
+		where = key
+	}
+	return usagef(hint, "%s: %s", where, fmt.Sprintf(format, args...))
+}
+
+func (s *settings) understand(socket string, from sources) (err error) {
 	s.explicitKey = s.RootKeyFile != ""
 	if s.Data == "" {
 		s.Data = defaultData(s.home)
@@ -120,17 +136,54 @@ func (s *settings) understand(socket string) (err error) {
 		return err
 	}
 	if s.grace, err = ttl.Parse(s.Grace); err != nil {
-		return usagef("", "grace: %s", err)
+		return from.fault("grace", "", "%s", err)
 	}
 	if s.idleStop, err = ttl.Parse(s.IdleStop); err != nil {
-		return usagef("", "idleStop: %s", err)
+		return from.fault("idleStop", "", "%s", err)
 	}
 	levels := []string{"debug", "info", "warn", "error"}
 	if !slices.Contains(levels, s.Log.Level) {
-		return usagef("", "log.level must be one of %s", strings.Join(levels, ", "))
+		return from.fault("log.level", "", "%q is no level: use one of %s", terminal(s.Log.Level), strings.Join(levels, ", "))
+	}
+	if err := checkHTTP(s.HTTP); err != nil {
+		return from.fault("http", "write 127.0.0.1:8700, or off", "%s", err)
+	}
+	for _, o := range s.AllowedOrigins {
+		if hint, ok := checkOrigin(o); !ok {
+			return from.fault("allowedOrigins", hint, "%q is not an origin, as browsers send it", terminal(o))
+		}
 	}
 	s.level, err = zerolog.ParseLevel(s.Log.Level)
 	return err
+}
+
+func checkHTTP(addr string) error {
+	if addr == "off" {
+		return nil
+	}
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("%q is not an address with a port", terminal(addr))
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fmt.Errorf("%q is not a port: that is a number up to 65535", terminal(port))
+	}
+	if !strings.EqualFold(host, "localhost") && !net.ParseIP(host).IsLoopback() {
+		return fmt.Errorf("%q is not a loopback address: beyond loopback keylease would need TLS, which this version does not have", terminal(addr))
+	}
+	return nil
+}
+
+// checkOrigin says whether a browser could send this origin: scheme and host in lower case, a port, and nothing else.
+func checkOrigin(s string) (hint string, ok bool) {
+	u, err := url.Parse(s)
+	switch {
+	case err == nil && u.Scheme != "" && u.Host != "" && s == strings.ToLower(u.Scheme+"://"+u.Host):
+		return "", true
+	case err == nil && u.Scheme != "" && u.Host != "":
+		return "write " + terminal(strings.ToLower(u.Scheme+"://"+u.Host)), false
+	}
+	return "write it as in https://tools.example or http://localhost:3000", false
 }
 
 // bytesProvider is a file that was read and checked already.
@@ -143,7 +196,7 @@ func (b bytesProvider) Read() (map[string]any, error) {
 
 // loadFile adds keylease.yaml, if it is there. One that was named and is not there is a mistake, unless only its
 // folder was meant.
-func loadFile(k *koanf.Koanf, file string, named bool) error {
+func loadFile(k *koanf.Koanf, file string, named bool, from sources) error {
 	data, err := readTrusted(file, strictyaml.MaxSize+1, 0o022)
 	if errors.Is(err, fs.ErrNotExist) && (!named || filepath.Base(file) == "keylease.yaml") {
 		return nil
@@ -151,15 +204,39 @@ func loadFile(k *koanf.Koanf, file string, named bool) error {
 	if err != nil {
 		return usagef("", "reading the configuration: %s", err)
 	}
+	if blank(data) {
+		return nil
+	}
 	var check Config
-	if err := strictyaml.Decode(file, data, &check); err != nil {
+	doc := strictyaml.Open(file, data)
+	doc.Decode(&check)
+	if err := doc.Err(); err != nil {
 		return err
+	}
+	for _, key := range k.Keys() {
+		var path strictyaml.Path
+		for _, name := range strings.Split(key, ".") {
+			path = path.Join(name)
+		}
+		if doc.Has(path) {
+			from[key] = fmt.Sprintf("%s:%d: %s", file, doc.Line(path), key)
+		}
 	}
 	return k.Load(bytesProvider(data), yaml.Parser())
 }
 
+// blank says that a file holds comments at most: nothing has to be configured.
+func blank(data []byte) bool {
+	for line := range bytes.Lines(data) {
+		if line = bytes.TrimSpace(line); len(line) > 0 && line[0] != '#' && string(line) != "---" {
+			return false
+		}
+	}
+	return true
+}
+
 // loadEnv adds KEYLEASE_*. A variable that means nothing is refused: it was meant to mean something.
-func (a *app) loadEnv(k *koanf.Koanf, home string) error {
+func (a *app) loadEnv(k *koanf.Koanf, home string, from sources) error {
 	known := map[string]string{}
 	for _, key := range k.Keys() {
 		known[strings.ToLower(key)] = key
@@ -175,9 +252,10 @@ func (a *app) loadEnv(k *koanf.Koanf, home string) error {
 			fault = usagef(nearestVariable(name, known), "the environment holds %s, which keylease does not know", terminal(name))
 			return "", nil
 		}
+		from[key] = name
 		switch key {
 		case "allowedOrigins":
-			return key, strings.Split(value, ",")
+			return key, strings.FieldsFunc(value, func(r rune) bool { return r == ',' || r == ' ' })
 		case "data", "rootKeyFile", "policyFile":
 			path, err := resolve(value, home, "")
 			if err != nil {
@@ -201,7 +279,7 @@ func nearestVariable(name string, known map[string]string) string {
 	return "unset it"
 }
 
-func (a *app) loadFlags(k *koanf.Koanf) error {
+func (a *app) loadFlags(k *koanf.Koanf, from sources) error {
 	set := map[string]any{}
 	for key, path := range map[string]string{"data": a.flags.data, "rootKeyFile": a.flags.rootKey} {
 		if path == "" {
@@ -214,7 +292,7 @@ func (a *app) loadFlags(k *koanf.Koanf) error {
 		set[key] = abs
 	}
 	if a.flags.http != "" {
-		set["http"] = a.flags.http
+		set["http"], from["http"] = a.flags.http, "--http"
 	}
 	return k.Load(confmap.Provider(set, "."), nil)
 }

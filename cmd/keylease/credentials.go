@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strconv"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"keylease/internal/credtype"
 	"keylease/internal/identity"
 	"keylease/internal/lease"
 	"keylease/internal/ttl"
@@ -22,18 +24,32 @@ func (a *app) putCommand() *cobra.Command {
 	c := &cobra.Command{Use: "put NAME", Short: "Store a credential; its value comes from a prompt or stdin", Args: exactly("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			item := server.CredentialItem{Name: args[0], Type: typ, HasValue: true}
-			var err error
+			err := credtype.CheckName(args[0])
+			if err != nil {
+				return usagef("write it in lower case, like openai-dev", "%s", err)
+			}
 			if item.Metadata, err = metadata(meta); err != nil {
 				return err
 			}
 			if item.Policy, err = credentialPolicy(def, limit, leases, allow); err != nil {
 				return err
 			}
+			if isTerminal(a.in) { // before anybody types a value twice
+				if err := a.withAdmin(func(c *server.AdminClient) error { return free(cmd.Context(), c, item.Name) }); err != nil {
+					return err
+				}
+			}
 			if item.Value, err = a.readValue(cmd.Context(), "value of "+terminal(args[0])); err != nil {
 				return err
 			}
 			defer clear(item.Value)
-			return a.changed(func(c *server.AdminClient) (lease.CredentialInfo, error) { return c.Put(cmd.Context(), item) }, "stored")
+			return a.changed(func(c *server.AdminClient) (lease.CredentialInfo, error) {
+				info, err := c.Put(cmd.Context(), item)
+				if r := lease.AsRefusal(err); r != nil && r.Code == lease.Conflict {
+					err = exists(item.Name)
+				}
+				return info, err
+			}, "stored")
 		}}
 	f := c.Flags()
 	f.SortFlags = false
@@ -44,6 +60,22 @@ func (a *app) putCommand() *cobra.Command {
 	f.IntVar(&leases, "max-leases", 0, "live leases at a time, over all holders (default no limit)")
 	f.StringArrayVar(&allow, "allow", nil, "agent that may lease it, as a name or a pattern such as \"ide-*\" (default all); repeat it for more")
 	return c
+}
+
+// free refuses a name that is taken.
+func free(ctx context.Context, c *server.AdminClient, name string) error {
+	_, err := c.Credential(ctx, name)
+	if r := lease.AsRefusal(err); r != nil && r.Code == lease.NotFound {
+		return nil
+	}
+	if err == nil {
+		return exists(name)
+	}
+	return err
+}
+
+func exists(name string) error {
+	return fail(exitConflict, fmt.Sprintf("keylease rotate %s gives it a new value; keylease rm %s forgets it", name, name), "there is a credential %q already", name)
 }
 
 func metadata(pairs []string) (map[string]string, error) {

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -30,9 +32,19 @@ func (a *app) demoCommand() *cobra.Command {
 			if runtime.GOOS == "windows" {
 				return server.ErrUnsupported
 			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), demoTime)
+			if a.json {
+				return usagef("keylease demo", "demo tells a story; it has no --json")
+			}
+			// a reader or a terminal that goes away ends the story, not the cleaning up after it
+			heard, stop := signal.NotifyContext(cmd.Context(), syscall.SIGPIPE, syscall.SIGHUP)
+			defer stop()
+			ctx, cancel := context.WithTimeout(heard, demoTime)
 			defer cancel()
-			return spoken(a.demo(ctx))
+			err := a.demo(ctx)
+			if heard.Err() != nil {
+				err = fail(exitError, "", "the demo was cut off%s", leftBehind(err))
+			}
+			return spoken(err)
 		}}
 }
 
@@ -42,7 +54,7 @@ func (a *app) demo(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("making a temporary folder: %w", err)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(home)) }()
+	defer func() { err = cleaned(err, os.RemoveAll(home)) }()
 	s := settings{home: home, configFile: filepath.Join(home, "config", "keylease.yaml"),
 		paths: server.Paths{Data: filepath.Join(home, "data"), Config: filepath.Join(home, "config")}}
 	s.Data, s.PolicyFile = s.paths.Data, filepath.Join(s.paths.Config, "policy.yaml")
@@ -52,8 +64,27 @@ func (a *app) demo(ctx context.Context) (err error) {
 	}
 	admin := server.NewAdminClient(server.DialOptions{Paths: s.paths, Version: version(), AutoStart: true, Start: start})
 	d := &demo{app: a, admin: admin, start: start, s: s}
-	defer func() { err = errors.Join(err, d.stop()) }()
+	defer func() { err = cleaned(err, d.stop()) }()
 	return d.tell(ctx)
+}
+
+// messError is what the demo could not clean up.
+type messError struct{ error }
+
+func (m messError) Unwrap() error { return m.error }
+
+func cleaned(err, mess error) error {
+	if mess == nil {
+		return err
+	}
+	return errors.Join(err, messError{mess})
+}
+
+func leftBehind(err error) string {
+	if mess := (messError{}); errors.As(err, &mess) {
+		return ", and not all of it is gone: " + mess.Error()
+	}
+	return "; its daemon and its folder are gone"
 }
 
 type demo struct {
@@ -63,6 +94,8 @@ type demo struct {
 	s     settings
 	agent *agent
 	made  initialised
+
+	started bool // there is a daemon, or was
 }
 
 func (d *demo) tell(ctx context.Context) error {
@@ -75,7 +108,14 @@ func (d *demo) tell(ctx context.Context) error {
 	fmt.Fprintf(d.out, "  a root key, a store, a policy file with two rules; the trail is signed by %s\n", d.made.Fingerprint)
 	d.chapter("You store a key.")
 	d.operator("keylease put " + demoName + " --ttl 15m --max-ttl 4h --max-leases 2")
-	_, err = d.admin.Put(ctx, server.CredentialItem{Name: demoName, Type: "api-key", Value: []byte(demoFirst), HasValue: true,
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	// this starts the daemon: one that is half up can't be told to stop
+	d.started = true
+	starting, cancel := context.WithTimeout(context.WithoutCancel(ctx), demoTime)
+	defer cancel()
+	_, err = d.admin.Put(starting, server.CredentialItem{Name: demoName, Type: "api-key", Value: []byte(demoFirst), HasValue: true,
 		Metadata: map[string]string{"service": "openai", "environment": "development"},
 		Policy:   policy.CredentialPolicy{DefaultLeaseTTL: 15 * time.Minute, MaxLeaseTTL: 4 * time.Hour, MaxLeases: 2}})
 	if err != nil {
@@ -207,6 +247,9 @@ func (d *demo) operator(line string) { fmt.Fprintf(d.out, "  $ %s\n", line) }
 // stop ends the daemon that was started here and waits until its folder is free.
 func (d *demo) stop() error {
 	defer d.admin.Close()
+	if !d.started {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	status, err := d.admin.Status(ctx)

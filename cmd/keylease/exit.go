@@ -22,6 +22,7 @@ const (
 	exitUnreachable = 7 // no daemon, or one that can't be trusted
 	exitConflict    = 8 // it exists already, is held by another process, or a port is in use
 	exitIntegrity   = 9
+	exitInterrupted = 130 // ^C at a prompt, as shells say it
 )
 
 // told is an error with the code and the remedy that go with it.
@@ -46,7 +47,11 @@ func (a *app) exit(err error) int {
 		return exitOK
 	}
 	code, hint := classify(err)
-	for line := range strings.Lines(strings.TrimRight(err.Error(), "\n")) {
+	text := strings.TrimRight(err.Error(), "\n")
+	if start := (*server.StartError)(nil); errors.As(err, &start) {
+		text = strings.TrimSuffix(text, startHint+hint)
+	}
+	for line := range strings.Lines(text) {
 		a.sayf("keylease: error: %s", terminal(strings.TrimRight(line, "\n")))
 	}
 	if hint != "" {
@@ -54,6 +59,9 @@ func (a *app) exit(err error) int {
 	}
 	return code
 }
+
+// startHint stands between a daemon's error and its hint in the words of a StartError.
+const startHint = "; hint: "
 
 func (a *app) sayf(format string, args ...any) { fmt.Fprintf(a.err, format+"\n", args...) }
 
@@ -75,12 +83,16 @@ func classify(err error) (code int, hint string) {
 	case errors.As(err, &faults):
 		return exitUsage, ""
 	case errors.As(err, &running):
-		return exitConflict, "stop that one first, or use it: every keylease command already does"
+		stop := "stop that one first"
+		if running.PID != 0 {
+			stop = fmt.Sprintf("stop that one first (kill %d)", running.PID)
+		}
+		return exitConflict, stop + ", or use it: every keylease command already does, and keylease seed FILE hands it a seed file"
 	case errors.As(err, &port):
 		return exitConflict, "choose another with --http 127.0.0.1:PORT, or turn it off with --http off"
 	case errors.As(err, &start): // its words are the daemon's own, hint included
-		if start.Code > exitOK {
-			return start.Code, ""
+		if _, hint, _ := strings.Cut(start.LastLine, startHint); start.Code > exitOK {
+			return start.Code, hint
 		}
 		return exitUnreachable, "keylease serve in a terminal shows more"
 	case errors.Is(err, store.ErrLocked):
@@ -121,7 +133,24 @@ func (r *refused) Error() string { return r.Message }
 // spoken turns a Refusal in err's chain into words for a terminal.
 func spoken(err error) error {
 	if r := lease.AsRefusal(err); r != nil {
-		return &refused{r}
+		own := *r
+		own.Hint = remedy(r)
+		return &refused{&own}
 	}
 	return err
+}
+
+// remedy is a Refusal's hint in the words of a terminal: most are written for agents, who call tools.
+func remedy(r *lease.Refusal) string {
+	switch {
+	case r.Code == lease.InvalidArgument && strings.HasSuffix(r.Hint, "call again."):
+		return "correct it and run the command again"
+	case r.Code != lease.NotFound || r.Hint != "":
+		return r.Hint
+	case strings.HasPrefix(r.Message, "there is no credential"):
+		return "keylease ls lists what there is"
+	case strings.HasPrefix(r.Message, "there is no token"):
+		return "keylease token ls lists what there is"
+	}
+	return "keylease leases lists the live ones"
 }

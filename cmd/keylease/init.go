@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"keylease/server"
+	"keylease/store"
 )
 
 // firstPolicy is what init writes: one rule that is in force, and another to be taken as a pattern.
@@ -31,12 +33,12 @@ rules:
 
 func (a *app) initCommand() *cobra.Command {
 	c := &cobra.Command{Use: "init", Short: "Make the root key, the store and a first policy file", Args: exactly(),
-		RunE: func(*cobra.Command, []string) error { return a.init() }}
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.init(cmd.Context()) }}
 	c.Flags().StringVar(&a.flags.rootKey, "root-key-file", "", "where the root key is, or is to be made (default root.key beside the configuration)")
 	return c
 }
 
-func (a *app) init() error {
+func (a *app) init(ctx context.Context) error {
 	if runtime.GOOS == "windows" {
 		return server.ErrUnsupported
 	}
@@ -45,6 +47,11 @@ func (a *app) init() error {
 		return err
 	}
 	harden()
+	if _, err := store.KeySource(s.Data); err == nil {
+		if _, err := os.Lstat(s.PolicyFile); errors.Is(err, fs.ErrNotExist) {
+			return a.withAdmin(func(c *server.AdminClient) error { return a.addPolicy(ctx, c, s) })
+		}
+	}
 	made, err := a.makeStore(s)
 	if err != nil {
 		return err
@@ -78,6 +85,33 @@ func (a *app) makeStore(s settings) (initialised, error) {
 		err = policyExists(s.PolicyFile)
 	}
 	return made, errors.Join(err, st.Close())
+}
+
+// addPolicy gives its first policy to a store that some other command made. The daemon knows whether it is the first:
+// where one governed, its file is missing, and another in its place would change who may lease what.
+func (a *app) addPolicy(ctx context.Context, c *server.AdminClient, s settings) error {
+	status, err := c.Status(ctx)
+	switch {
+	case err != nil:
+		return err
+	case status.Policy.Present:
+		return fail(exitConflict, "put it back; the one that was read last governs until then", "the policy of this store is gone from %s", s.PolicyFile)
+	case status.Policy.File == "":
+		return fail(exitConflict, fmt.Sprintf("stop it first (kill %d)", status.PID), "the daemon was started with --no-policy and reads no policy file")
+	case status.Policy.File != s.PolicyFile:
+		return fail(exitConflict, "name the same file to both", "the daemon looks for its policy at %s, not at %s", status.Policy.File, s.PolicyFile)
+	}
+	err = writeNew(s.PolicyFile, []byte(firstPolicy))
+	if errors.Is(err, fs.ErrExist) {
+		return policyExists(s.PolicyFile)
+	}
+	if err != nil {
+		return err
+	}
+	return a.print(map[string]any{"data": s.Data, "config": s.paths.Config, "policy_file": s.PolicyFile, "store_existed": true}, func(w io.Writer) {
+		fmt.Fprintf(w, "store        %s (there already, as it was)\n", s.Data)
+		fmt.Fprintf(w, "policy       %s (new: the store had none; it holds from the next call on)\n", s.PolicyFile)
+	})
 }
 
 func policyExists(path string) error {

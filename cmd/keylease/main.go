@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -45,9 +46,12 @@ func (a *app) command() *cobra.Command {
 	root := group("keylease", "Lends keys to AI agents: every loan has a holder, a deadline, a purpose and a record.")
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.SetHelpCommand(&cobra.Command{Hidden: true, Use: "no-help"})
+	root.Version = version()
+	root.SetVersionTemplate("keylease {{.Version}}\n")
+	root.SetHelpCommand(helpCommand(root))
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usagef("see "+cmd.CommandPath()+" --help", "%s", err)
+		text, _, _ := strings.Cut(err.Error(), ": strconv.") // what follows speaks of Go
+		return usagef("see "+cmd.CommandPath()+" --help", "%s", text)
 	})
 	f := root.PersistentFlags()
 	f.SortFlags = false
@@ -62,6 +66,16 @@ func (a *app) command() *cobra.Command {
 		a.tokenCommand(), a.policyCommand(), a.auditCommand(),
 		a.demoCommand(), a.versionCommand())
 	return root
+}
+
+func helpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{Use: "help [COMMAND]", Short: "Say what a command does and takes", RunE: func(_ *cobra.Command, args []string) error {
+		cmd, rest, err := root.Find(args)
+		if err != nil || len(rest) > 0 {
+			return usagef("see keylease --help", "there is no command %q", "keylease "+strings.Join(args, " "))
+		}
+		return cmd.Help()
+	}}
 }
 
 // group is a command that only holds others.
@@ -89,6 +103,9 @@ func exactly(names ...string) cobra.PositionalArgs {
 		case len(args) < len(names):
 			return usagef("see "+cmd.CommandPath()+" --help", "%s needs %s", cmd.CommandPath(), names[len(args)])
 		case len(args) > len(names):
+			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+				return usagef("did you mean "+cmd.CommandPath()+" "+near[0]+"?", "%s has no such subcommand", cmd.CommandPath())
+			}
 			return usagef("see "+cmd.CommandPath()+" --help", "%s takes %d argument(s), not %d", cmd.CommandPath(), len(names), len(args))
 		}
 		return nil

@@ -32,6 +32,9 @@ client gives itself. KEYLEASE_SOCKET names another socket. Nothing else is taken
 const emptyToken = "(empty)"
 
 func (a *app) mcp(ctx context.Context, as string, standalone bool) error {
+	if a.flags.rootKey != "" && !standalone {
+		return usagef("leave it out: the daemon knows where its key is; or add --standalone", "--root-key-file goes with --standalone only")
+	}
 	token := a.env("KEYLEASE_TOKEN")
 	if _, set := os.LookupEnv("KEYLEASE_TOKEN"); set && token == "" {
 		token = emptyToken

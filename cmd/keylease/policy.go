@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -88,6 +89,7 @@ func (a *app) policyExplainCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				answer = ofThisVersion(answer)
 				return a.print(answer, func(w io.Writer) { explain(w, q, answer) })
 			})
 		}}
@@ -97,6 +99,23 @@ func (a *app) policyExplainCommand() *cobra.Command {
 	c.Flags().StringVar(&typ, "type", "agent", "agent or human")
 	c.Flags().StringVar(&proof, "proof", "declared", "how the name is proved: declared, token, oidc or mtls")
 	return c
+}
+
+// ofThisVersion turns what the policy says into what a lease would be answered: this version delivers by value, and
+// can't ask for an approval.
+func ofThisVersion(a server.Answer) server.Answer {
+	if !a.Allow {
+		return a
+	}
+	said := a.Deliveries
+	a.Deliveries = slices.DeleteFunc(slices.Clone(said), func(d policy.Delivery) bool { return d != policy.Value })
+	switch {
+	case a.Approval != policy.None && a.Approval != "":
+		a.Allow, a.Reason = false, fmt.Sprintf("it would be refused: %s, with approval by %s, which this version can't ask for", a.Reason, a.Approval)
+	case len(a.Deliveries) == 0:
+		a.Allow, a.Reason = false, fmt.Sprintf("it would be refused: %s, as %s, and this version delivers by value only", a.Reason, joined(said))
+	}
+	return a
 }
 
 func explain(w io.Writer, q server.Question, a server.Answer) {
@@ -110,9 +129,6 @@ func explain(w io.Writer, q server.Question, a server.Answer) {
 		fmt.Fprintf(w, "  live leases: %s on the credential, %s for %s under the rule\n", limit(a.MaxLeases), limit(a.RuleMaxLeases), terminal(q.Identity))
 		if a.PurposeRequired {
 			fmt.Fprintln(w, "  a purpose must be given")
-		}
-		if a.Approval != policy.None && a.Approval != "" {
-			fmt.Fprintf(w, "  approval by %s is wanted, which this version can't ask for: it is refused\n", a.Approval)
 		}
 	}
 	for _, s := range a.Steps {

@@ -27,8 +27,9 @@ func (a *app) readValue(ctx context.Context, what string) ([]byte, error) {
 	if f, ok := a.in.(*os.File); ok && isTerminal(f) {
 		value, err = a.ask(ctx, f, what)
 	} else {
-		if value, err = readAll(a.in, "the value on stdin", server.MaxValue+2); err != nil {
-			return nil, usagef("", "%s", err)
+		value, err = io.ReadAll(io.LimitReader(a.in, server.MaxValue+3)) // one more than a value and its line end
+		if err != nil {
+			return nil, fmt.Errorf("reading the value on stdin: %w", err)
 		}
 		value = oneLineLess(value)
 	}
@@ -58,7 +59,7 @@ func stray(b []byte) error {
 	case len(b) == 0:
 		return usagef("type it at the prompt, or pass it on stdin", "the value is empty")
 	case len(b) > server.MaxValue:
-		return usagef("", "the value is %d bytes long; at most %d are stored", len(b), server.MaxValue)
+		return usagef("", "the value is too long: at most %d bytes are stored", server.MaxValue)
 	case unicode.IsSpace(first) || unicode.IsSpace(last):
 		return usagef("pass it exactly as it is; a seed file takes values that really are so", "the value begins or ends with white space")
 	}
@@ -108,6 +109,6 @@ func (a *app) typed(ctx context.Context, f *os.File, prompt string) ([]byte, err
 	case <-ctx.Done():
 		_ = term.Restore(int(f.Fd()), before)
 		fmt.Fprintln(a.err)
-		return nil, ctx.Err()
+		return nil, fail(exitInterrupted, "", "interrupted: nothing was stored")
 	}
 }

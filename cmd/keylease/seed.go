@@ -23,6 +23,7 @@ import (
 // seed is a seed file that was read whole, with every value in hand.
 type seed struct {
 	file  string
+	real  string // where it lies once every link is followed: known where it is to be rewritten
 	data  []byte
 	items []seedfile.Item
 }
@@ -146,11 +147,19 @@ func (a *app) seedCommand() *cobra.Command {
 	var consume, force bool
 	c := &cobra.Command{Use: "seed FILE", Short: "Apply a seed file: only what changed in it since it was last applied", Args: exactly("FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			path := args[0]
+			if consume {
+				var err error
+				if path, err = rewritable(path); err != nil {
+					return err
+				}
+			}
 			s, err := a.readSeed(args[0])
 			if err != nil {
 				return err
 			}
 			defer s.wipe()
+			s.real = path
 			return a.withAdmin(func(c *server.AdminClient) error { return a.seed(cmd.Context(), c, s, consume, force) })
 		}}
 	c.Flags().BoolVar(&consume, "consume", false, "take the values out of the file once the store has them")
@@ -186,7 +195,7 @@ func (a *app) seed(ctx context.Context, c *server.AdminClient, s seed, consume, 
 		a.sayf("keylease: hint: %s still holds values (%s); take them out with: keylease seed %s --consume", s.file, strings.Join(out.Literal, ", "), s.file)
 	}
 	if n := conflicts(results); n > 0 {
-		return fail(exitConflict, "what was rotated, removed or revoked stays so; --force overrides that and is recorded", "%s not applied", plural(n, "item"))
+		return fail(exitConflict, s.remedy(results), "%s not applied", plural(n, "item"))
 	}
 	return nil
 }
@@ -195,6 +204,26 @@ type seedReport struct {
 	Results  []lease.SeedResult `json:"results"`
 	Literal  []string           `json:"literal"`  // items whose value stood in the file
 	Consumed []string           `json:"consumed"` // of these, the ones that it stands in no longer
+}
+
+// remedy says what to do about conflicts: --force has no value to bring back for an item whose value was consumed.
+func (s seed) remedy(results []lease.SeedResult) string {
+	var lost []string
+	for i, r := range results {
+		if r.Action == "conflict" && s.items[i].Consumed {
+			lost = append(lost, r.Name)
+		}
+	}
+	force := "what was rotated, removed or revoked stays so; --force overrides that and is recorded"
+	switch {
+	case len(lost) == 0:
+		return force
+	case len(lost) == conflicts(results):
+		force = ""
+	default:
+		force = "; of the others, " + force
+	}
+	return "for " + strings.Join(lost, ", ") + " put the value back into the file, or use keylease put" + force
 }
 
 func conflicts(results []lease.SeedResult) (n int) {
@@ -217,7 +246,7 @@ func (s seed) consume(results []lease.SeedResult) ([]string, error) {
 	if len(names) == 0 {
 		return names, nil
 	}
-	now, err := os.ReadFile(s.file)
+	now, err := os.ReadFile(s.real)
 	if err != nil || string(now) != string(s.data) {
 		return nil, fail(exitConflict, "seed it again", "%s changed while it was applied; its values were not taken out", s.file)
 	}
@@ -225,5 +254,27 @@ func (s seed) consume(results []lease.SeedResult) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return names, replace(s.file, data)
+	return names, replace(s.real, data)
+}
+
+// rewritable follows path to the file that holds the text: to rewrite a link would leave the values where they are.
+func rewritable(path string) (string, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return "", usagef("", "reading the seed file: %s", err)
+	}
+	if !info.Mode().IsRegular() {
+		return "", usagef("name the file itself, or leave --consume out", "--consume rewrites a regular file, and %s is not one; nothing was seeded", path)
+	}
+	real, err := filepath.EvalSymlinks(path)
+	if err == nil {
+		var at os.FileInfo
+		if at, err = os.Lstat(real); err == nil && !os.SameFile(info, at) {
+			err = errors.New("it leads elsewhere by now")
+		}
+	}
+	if err != nil {
+		return "", usagef("name the file itself, or leave --consume out", "--consume can't find the file behind %s: %s; nothing was seeded", path, err)
+	}
+	return real, nil
 }

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"time"
 
@@ -76,12 +78,20 @@ func (a *app) open(ctx context.Context, o opening) (*lease.Broker, func() error,
 	if err != nil {
 		return nil, nil, err
 	}
+	if source != sourceEnv && a.env(keyEnv) != "" {
+		a.sayf("keylease: warning: %s is not used: the key of this store is in a file", keyEnv)
+	}
 	st, err := a.openStore(o.settings, source, create, create && !o.explicitKey, o.log)
 	if err != nil {
 		return nil, nil, err
 	}
 	b, err := lease.Open(ctx, lease.Config{Store: st, PolicyFile: policyFile(o.PolicyFile), DropPolicy: o.dropPolicy,
 		Log: o.log, Now: time.Now, Grace: o.grace, KeySource: source, Version: version()})
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, gone := os.Lstat(o.PolicyFile); gone != nil {
+			err = fail(exitError, "put it back, or start once without one: keylease serve --no-policy"+o.reach(), "the policy that governed this store is gone: there is no %s", o.PolicyFile)
+		}
+	}
 	if err == nil && o.opened != nil {
 		err = o.opened(ctx, b, st)
 	}
