@@ -152,6 +152,20 @@ func TestAFailedStartTellsTheLastLineOfTheLog(t *testing.T) {
 	}
 }
 
+func TestACrashIsNotToldAsAStackTrace(t *testing.T) {
+	log, _, err := openLog(filepath.Join(t.TempDir(), "daemon.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	if _, err := log.WriteString("panic: boom\n\ngoroutine 1 [running]:\n\tlevels.go:119 +0x512\n"); err != nil {
+		t.Fatal(err)
+	}
+	if got := lastLine(log, 0); got != "it crashed: see "+log.Name() {
+		t.Errorf("told %q", got)
+	}
+}
+
 func TestServeTakesOverFromAnAutoStartedDaemonOnly(t *testing.T) {
 	p := shortDir(t)
 	start := testStart(t, p, "auto", "1.0.0")

@@ -167,6 +167,8 @@ func lastLine(log *os.File, from int64) string {
 			failure, hint = line, ""
 		case strings.HasPrefix(line, "keylease: hint: "):
 			hint = "; " + strings.TrimPrefix(line, "keylease: ")
+		case strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: "):
+			return "it crashed: see " + log.Name()
 		case line != "":
 			last = line
 		}
