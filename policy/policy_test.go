@@ -109,7 +109,7 @@ func TestExamplePolicy(t *testing.T) {
 	}
 }
 
-// TRIALS A6: it does not matter where the deny stands or how wide the allow is.
+// It does not matter where the deny stands or how wide the allow is.
 func TestDenyBeatsAllowWhereverItStands(t *testing.T) {
 	wide := `{name: wide, identities: ["*"], credentials: ["*"]}`
 	exact := `{name: exact, identities: [root], credentials: [db]}`
@@ -129,7 +129,7 @@ func TestDenyBeatsAllowWhereverItStands(t *testing.T) {
 	}
 }
 
-// TRIALS A7, A8: names are bytes. Nothing that looks alike is alike, and nothing asked with is a pattern.
+// Names are bytes. Nothing that looks alike is alike, and nothing asked with is a pattern.
 func TestNamesAreComparedAsBytes(t *testing.T) {
 	p := parse(t, `{version: 1, rules: [{name: r, identities: [root], credentials: [db]}]}`)
 	allow(declared("root"), key("db"), "r").check(t, p)

@@ -43,7 +43,7 @@ func text(err error) string {
 	return err.Error()
 }
 
-// TRIALS A7, A9: a name that could be a path, a pattern or another name's double is refused, not mended.
+// A name that could be a path, a pattern or another name's double is refused, not mended.
 func TestNames(t *testing.T) {
 	for _, name := range []string{"a", "0", "openai-api-key-prod", "a.b_c-d", strings.Repeat("a", 128)} {
 		if err := credtype.CheckName(name); err != nil {
