@@ -54,7 +54,7 @@ type Listening struct {
 const (
 	defaultIdleStop = 30 * time.Minute
 	stopTime        = 2 * time.Second
-	takeoverTime    = 5 * time.Second
+	takeoverTime    = 15 * time.Second
 	maxConns        = 1024 // local connections; an idle one costs about 30 KB
 	serverStopped   = "stopped"
 )

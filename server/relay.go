@@ -31,7 +31,7 @@ type RelayOptions struct {
 }
 
 const (
-	reconnectTime = 10 * time.Second // how long the relay looks for a daemon by itself
+	reconnectTime = 45 * time.Second // how long the relay looks for a daemon: past lockTime + startTime, within the 60 s that clients wait
 	maxRead       = 1 << 20          // of a line that is too long, to find out which request to refuse
 )
 

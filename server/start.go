@@ -36,8 +36,8 @@ func StartEnv(home, user string, extra ...string) []string {
 }
 
 const (
-	startTime  = 10 * time.Second // for a daemon to come up
-	lockTime   = 15 * time.Second // for another one's start to end
+	startTime  = 20 * time.Second // for a daemon to come up: a slow disk took over 10 s to open the store
+	lockTime   = 22 * time.Second // for another one's start to end
 	dialTime   = 2 * time.Second
 	maxLogSize = 1 << 20 // beyond it the daemon's log starts anew
 )

@@ -148,7 +148,7 @@ func TestG9AnyEditOfTheTrailIsFound(t *testing.T) {
 }
 
 // TestG9ARolledBackFolderIsRefused: the whole data folder put back to an earlier, valid copy is refused, because the
-// anchor lies elsewhere; so is one without its anchor, and one whose trail lost its end while it ran.
+// anchor lies elsewhere, by daemon, command and relay alike; so is a folder without its anchor.
 func TestG9ARolledBackFolderIsRefused(t *testing.T) {
 	t.Parallel()
 	w := lived(t)
@@ -181,6 +181,23 @@ func TestG9ARolledBackFolderIsRefused(t *testing.T) {
 	w.refusesToServe(9)
 	putBack(w, anchor, w.config())
 	w.verified()
+}
+
+// TestG9APinnedKeyTellsOneTrailFromAnother: without the fingerprint that was noted, verify says that the trail is
+// consistent and no more; with it, authenticated; with another's, exit 9.
+func TestG9APinnedKeyTellsOneTrailFromAnother(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	var made struct{ Fingerprint string }
+	w.json(&made, "init")
+	w.seed(secretOf("db", ""))
+	if out := w.ok("audit", "verify"); !strings.Contains(out, "consistent, not authenticated") || !strings.Contains(out, made.Fingerprint) {
+		t.Errorf("without a pinned key: %s", out)
+	}
+	if out := w.ok("audit", "verify", "--key", made.Fingerprint); strings.Contains(out, "not authenticated") {
+		t.Errorf("with its own key: %s", out)
+	}
+	w.refused(9, "audit", "verify", "--key", "SHA256:"+strings.Repeat("A", 43))
 }
 
 // TestG12AWrongKeyWritesNothing: with another root key, a missing one or one that is none, keylease refuses, leaves
