@@ -3,6 +3,7 @@
 package promises
 
 import (
+	"os"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -118,7 +119,7 @@ func TestG4AnEndIsAnEnd(t *testing.T) {
 // the next daemon knows of it.
 func TestG4KilledOnTheAnswer(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newWorldOn(t, os.TempDir())
 	w.policy(openPolicy)
 	w.seed(secretOf("db", ""))
 	a := w.agent("alice")

@@ -5,6 +5,7 @@ package promises
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -27,7 +28,7 @@ func crowd(w *world, addr string, relays, webs int) (all []caller) {
 // the work of many; whatever anybody has seen the value of is in the trail.
 func TestG1NoValueBeforeItsEntry(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newWorldOn(t, os.TempDir())
 	w.policy(openPolicy)
 	s := w.serve()
 	w.seed(secretOf("db", ""))
@@ -214,7 +215,7 @@ func TestF5OneOfMany(t *testing.T) {
 // Every acknowledged lease and release is there afterwards, the trail is sound, and the books agree with what is live.
 func TestKillInTheMiddleOf500Leases(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newWorldOn(t, os.TempDir())
 	w.policy(openPolicy)
 	s := w.serve()
 	w.seed(secretOf("db", ""))
