@@ -89,10 +89,7 @@ func (a *app) audit(ctx context.Context, c *server.AdminClient, q server.EntryQu
 	out := bufio.NewWriter(a.out)
 	defer out.Flush()
 	list := a.json && !q.Follow
-	separator, found := "\n", false
-	if list {
-		fmt.Fprint(out, `{"entries": [`)
-	}
+	separator, found := "{\"entries\": [\n", false
 	err := c.Entries(ctx, q, func(entry []byte) error {
 		found = true
 		switch {
@@ -112,6 +109,9 @@ func (a *app) audit(ctx context.Context, c *server.AdminClient, q server.EntryQu
 		return nil
 	})
 	if list && err == nil {
+		if !found {
+			fmt.Fprint(out, `{"entries": [`)
+		}
 		fmt.Fprintln(out, "\n]}")
 	}
 	if err == nil && !found && !a.json {
