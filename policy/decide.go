@@ -85,6 +85,8 @@ func (p *Policy) Decide(r Request) Decision {
 		return deny("", "a lease can't be for less than no time")
 	case !r.Credential.Policy.Admits(r.Identity):
 		return deny("", "the credential's allowedIdentities do not admit this identity")
+	case !r.Narrowing.Covers(r.Credential.Name):
+		return deny("", "the token is for other credentials only")
 	case p == nil:
 		return withoutPolicy(r)
 	}
@@ -120,14 +122,14 @@ func withoutPolicy(r Request) Decision {
 
 func deny(rule, reason string) Decision { return Decision{Rule: rule, Reason: reason} }
 
-// grant is the decision under u, which matched: the tightest of rule, credential and hard cap.
+// grant is the decision under u, which matched: the tightest of rule, credential, hard cap and token.
 func (u rule) grant(r Request, fileDefault, hardCap time.Duration) Decision {
 	c := r.Credential.Policy
 	open := intersect(u.delivery, c.Delivery)
 	if len(open) == 0 {
 		return deny(u.name, fmt.Sprintf("rule %q and the credential have no delivery in common", u.name))
 	}
-	max := tightest(u.maxTTL, or(c.MaxLeaseTTL, DefaultMaxTTL), hardCap)
+	max := tightest(u.maxTTL, or(c.MaxLeaseTTL, DefaultMaxTTL), hardCap, r.Narrowing.MaxTTL)
 	want := or(r.TTL, c.DefaultLeaseTTL, u.defaultTTL, fileDefault, DefaultLeaseTTL)
 	d := Decision{
 		Allow: true, Rule: u.name, Reason: fmt.Sprintf("rule %q allows it", u.name),
@@ -229,12 +231,12 @@ func anyGlob(patterns []string, name string) bool {
 	return slices.ContainsFunc(patterns, func(p string) bool { return Glob(p, name) })
 }
 
-// Explain returns what every rule has to say to r, in the order of the file.
+// Explain returns what the narrowing, where there is one, and then every rule has to say to r, in the order of the file.
 func (p *Policy) Explain(r Request) []Step {
+	steps := r.Narrowing.steps(r)
 	if p == nil {
-		return nil
+		return steps
 	}
-	steps := make([]Step, 0, len(p.rules))
 	for _, u := range p.rules {
 		why := u.why(r)
 		steps = append(steps, Step{Rule: u.name, Effect: u.effect(), Matched: why == "", Why: why})

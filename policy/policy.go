@@ -161,6 +161,7 @@ type Credential struct {
 // Request is one question: may this identity lease this credential?
 type Request struct {
 	Identity   identity.Principal
+	Narrowing  Narrowing // of the token that proved the identity
 	Credential Credential
 	TTL        time.Duration // 0: not asked
 	Purpose    string        // not looked at: see Decision.PurposeRequired
@@ -195,7 +196,7 @@ type Limit struct {
 // Step is what one rule had to say to a request, in the order of the file.
 type Step struct {
 	Rule    string `json:"rule"`
-	Effect  string `json:"effect"` // allow or deny
+	Effect  string `json:"effect"` // allow or deny; EffectNarrow where it is not a rule but the token
 	Matched bool   `json:"matched"`
 	Why     string `json:"why,omitempty"` // the clause that did not match
 }

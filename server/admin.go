@@ -52,6 +52,8 @@ func newAdminHandler(o adminOptions) http.Handler {
 		"POST /v1/tokens":                    a.createToken,
 		"POST /v1/tokens/{id}/rotate":        a.rotateToken,
 		"POST /v1/tokens/{id}/revoke":        a.revokeToken,
+		"POST /v1/freeze":                    a.freeze,
+		"POST /v1/thaw":                      a.thaw,
 		"POST /v1/policy/explain":            a.explain,
 		"POST /v1/audit/verify":              a.verify,
 	} {
@@ -142,7 +144,7 @@ func (a admin) handover(w http.ResponseWriter, _ *http.Request) {
 func (a admin) status(call) (any, error) {
 	act := a.Broker.Activity()
 	s := Status{Version: a.Version, PID: os.Getpid(), Auto: a.Auto, Credentials: act.Credentials, LiveLeases: act.LiveLeases,
-		Healthy: act.Healthy, Problem: act.Problem, Policy: a.Broker.PolicyStatus()}
+		Healthy: act.Healthy, Problem: act.Problem, Frozen: act.Frozen, Policy: a.Broker.PolicyStatus()}
 	if a.Listening != nil {
 		s.HTTP = a.Listening().HTTP
 	}

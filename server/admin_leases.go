@@ -34,7 +34,10 @@ func (a admin) revokeLeases(c call) (any, error) {
 	if f.All == (f.Identity != "" || f.Credential != "") {
 		return nil, &lease.Refusal{Code: lease.InvalidArgument, Message: "say which leases: of an identity, on a credential, or all"}
 	}
-	n, err := a.Broker.RevokeLeases(c.Context(), c.admin, lease.Filter{Identity: f.Identity, Credential: f.Credential})
+	if f.Type != "" && (f.Identity == "" || f.Type != identity.Agent && f.Type != identity.Human) {
+		return nil, &lease.Refusal{Code: lease.InvalidArgument, Message: "the type of an identity is agent or human, and goes with an identity"}
+	}
+	n, err := a.Broker.RevokeLeases(c.Context(), c.admin, lease.Filter{Identity: f.Identity, Type: f.Type, Credential: f.Credential})
 	return map[string]any{"revoked": n}, err
 }
 
@@ -51,12 +54,17 @@ func (a admin) createToken(c call) (any, error) {
 	if err := c.read(&q); err != nil {
 		return nil, err
 	}
-	token, info, err := a.Broker.CreateToken(c.Context(), c.admin, lease.TokenSpec{Type: q.Type, Identity: q.Identity, TTL: q.TTL})
+	token, info, err := a.Broker.CreateToken(c.Context(), c.admin, lease.TokenSpec{Type: q.Type, Identity: q.Identity, TTL: q.TTL,
+		Credentials: q.Credentials, MaxTTL: q.MaxTTL, Uses: q.Uses})
 	return NewToken{token, info}, err
 }
 
 func (a admin) rotateToken(c call) (any, error) {
-	token, info, err := a.Broker.RotateToken(c.Context(), c.admin, c.PathValue("id"))
+	var q rotateTokenRequest
+	if err := c.read(&q); err != nil {
+		return nil, err
+	}
+	token, info, err := a.Broker.RotateToken(c.Context(), c.admin, c.PathValue("id"), q.Overlap)
 	return NewToken{token, info}, err
 }
 
@@ -64,20 +72,46 @@ func (a admin) revokeToken(c call) (any, error) {
 	return a.Broker.RevokeToken(c.Context(), c.admin, c.PathValue("id"))
 }
 
+func (a admin) freeze(c call) (any, error) {
+	var q freezeRequest
+	if err := c.read(&q); err != nil {
+		return nil, err
+	}
+	return a.Broker.Freeze(c.Context(), c.admin, q.Reason)
+}
+
+func (a admin) thaw(c call) (any, error) {
+	was, err := a.Broker.Thaw(c.Context(), c.admin)
+	return map[string]bool{"was_frozen": was}, err
+}
+
 func (a admin) explain(c call) (any, error) {
 	var q Question
 	if err := c.read(&q); err != nil {
 		return nil, err
 	}
-	if err := identity.CheckName(q.Identity); err != nil {
-		return nil, &lease.Refusal{Code: lease.InvalidArgument, Message: err.Error()}
+	p, err := a.asker(q)
+	if err != nil {
+		return nil, err
 	}
-	p := identity.Principal{Type: q.Type, Name: q.Identity, Proof: q.Proof}
 	d, steps, err := a.Broker.Explain(c.Context(), p, q.Credential)
 	if err != nil {
 		return nil, err
 	}
-	return answerOf(d, steps), nil
+	answer := answerOf(d, steps)
+	answer.Identity = p.Name
+	return answer, nil
+}
+
+// asker is whom a question is about.
+func (a admin) asker(q Question) (identity.Principal, error) {
+	if q.Token != "" {
+		return a.Broker.TokenPrincipal(q.Token)
+	}
+	if err := identity.CheckName(q.Identity); err != nil {
+		return identity.Principal{}, &lease.Refusal{Code: lease.InvalidArgument, Message: err.Error()}
+	}
+	return identity.Principal{Type: q.Type, Name: q.Identity, Proof: q.Proof}, nil
 }
 
 func answerOf(d policy.Decision, steps []policy.Step) Answer {

@@ -42,9 +42,10 @@ type rotateRequest struct {
 
 // LeaseFilter picks leases. All must be said in words: an empty filter picks nothing.
 type LeaseFilter struct {
-	Identity   string `json:"identity,omitempty"`
-	Credential string `json:"credential,omitempty"`
-	All        bool   `json:"all,omitempty"`
+	Identity   string        `json:"identity,omitempty"`
+	Type       identity.Type `json:"type,omitempty"` // of the identity; "": agent or human
+	Credential string        `json:"credential,omitempty"`
+	All        bool          `json:"all,omitempty"`
 }
 
 // EndedLease is how a lease stopped being one.
@@ -60,6 +61,18 @@ type TokenRequest struct {
 	Type     identity.Type `json:"type"`
 	Identity string        `json:"identity"`
 	TTL      time.Duration `json:"ttl"` // nanoseconds; 0: until revoked
+
+	Credentials []string      `json:"credentials"` // patterns; null: all that the identity may lease
+	MaxTTL      time.Duration `json:"max_ttl"`     // nanoseconds; 0: no further limit
+	Uses        int           `json:"uses"`        // 0: no limit
+}
+
+type rotateTokenRequest struct {
+	Overlap time.Duration `json:"overlap"` // nanoseconds
+}
+
+type freezeRequest struct {
+	Reason string `json:"reason"`
 }
 
 // NewToken is a token record with the one copy of its secret that there will be.
@@ -73,11 +86,13 @@ type Question struct {
 	Type       identity.Type  `json:"type"`
 	Identity   string         `json:"identity"`
 	Proof      identity.Proof `json:"proof"`
+	Token      string         `json:"token,omitempty"` // a record's id, instead of the three above
 	Credential string         `json:"credential"`
 }
 
 // Answer is what the policy answers, and what each of its rules had to say.
 type Answer struct {
+	Identity        string            `json:"identity"`
 	Allow           bool              `json:"allow"`
 	Reason          string            `json:"reason"`
 	Rule            string            `json:"rule"`
@@ -118,6 +133,7 @@ type Status struct {
 	LiveLeases  int                `json:"live_leases"`
 	Healthy     bool               `json:"healthy"`
 	Problem     string             `json:"problem,omitempty"`
+	Frozen      *lease.Frozen      `json:"frozen"` // null: keylease lends
 	Policy      lease.PolicyStatus `json:"policy"`
 }
 

@@ -103,12 +103,25 @@ func (c *AdminClient) CreateToken(ctx context.Context, r TokenRequest) (t NewTok
 	return t, c.call(ctx, "POST", "/v1/tokens", r, &t)
 }
 
-func (c *AdminClient) RotateToken(ctx context.Context, id string) (t NewToken, err error) {
-	return t, c.call(ctx, "POST", "/v1/tokens/"+url.PathEscape(id)+"/rotate", nil, &t)
+func (c *AdminClient) RotateToken(ctx context.Context, id string, overlap time.Duration) (t NewToken, err error) {
+	return t, c.call(ctx, "POST", "/v1/tokens/"+url.PathEscape(id)+"/rotate", rotateTokenRequest{overlap}, &t)
 }
 
 func (c *AdminClient) RevokeToken(ctx context.Context, id string) (t lease.TokenInfo, err error) {
 	return t, c.call(ctx, "POST", "/v1/tokens/"+url.PathEscape(id)+"/revoke", nil, &t)
+}
+
+// Freeze stops all lending; it returns since when nothing is lent, which may be earlier.
+func (c *AdminClient) Freeze(ctx context.Context, reason string) (f lease.Frozen, err error) {
+	return f, c.call(ctx, "POST", "/v1/freeze", freezeRequest{reason}, &f)
+}
+
+// Thaw lends again, and reports whether there was anything to thaw.
+func (c *AdminClient) Thaw(ctx context.Context) (bool, error) {
+	var out struct {
+		Was bool `json:"was_frozen"`
+	}
+	return out.Was, c.call(ctx, "POST", "/v1/thaw", nil, &out)
 }
 
 func (c *AdminClient) Explain(ctx context.Context, q Question) (a Answer, err error) {

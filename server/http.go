@@ -88,7 +88,12 @@ func readiness(a lease.Activity, p lease.PolicyStatus) (any, bool) {
 		Ready  bool   `json:"ready"`
 		Store  string `json:"store"`
 		Policy string `json:"policy"`
-	}{Ready: a.Healthy, Store: "ok", Policy: "none: what a credential admits is allowed"}
+		// A daemon that is frozen is ready: it lists, releases and obeys, and another would be as frozen.
+		Lending string `json:"lending"`
+	}{Ready: a.Healthy, Store: "ok", Policy: "none: what a credential admits is allowed", Lending: "open"}
+	if a.Frozen != nil {
+		s.Lending = "frozen"
+	}
 	if !a.Healthy {
 		s.Store = "cannot record changes"
 	}

@@ -23,6 +23,7 @@ const (
 	EventLeaseExpired      Event = "lease.expired"
 	EventLeaseRevoked      Event = "lease.revoked"
 	EventLeaseDenied       Event = "lease.denied"
+	EventLeasesEnded       Event = "identity.leases_ended" // all that one identity holds gives nothing from here on
 	EventTokenCreated      Event = "token.created"
 	EventTokenRotated      Event = "token.rotated"
 	EventTokenRevoked      Event = "token.revoked"
@@ -32,53 +33,73 @@ const (
 	EventSeedConflict      Event = "seed.conflict"
 	EventServerStarted     Event = "server.started"
 	EventServerStopped     Event = "server.stopped"
+	EventServerFrozen      Event = "server.frozen"
+	EventServerThawed      Event = "server.thawed"
 	EventTrailSuppressed   Event = "trail.suppressed"
 )
 
-// allowed returns the fields that the details of an event may have: the trail is read by people and shipped to log
-// systems, so a field gets in by being listed here, not by being filled in somewhere. false: no such event.
-func allowed(e Event) ([]string, bool) {
-	switch e {
-	case EventCredentialCreated, EventCredentialUpdated, EventCredentialRotated, EventCredentialRevoked, EventCredentialDeleted:
-		return []string{"type", "policy_hash", "versions", "reason", "source", "forced"}, true
-	case EventVersionDestroyed:
-		return []string{"reason"}, true
-	case EventLeaseCreated:
-		return []string{"delivery", "expires_at", "max_expires_at", "ttl", "ttl_capped", "rule", "policy_hash", "transport", "keep_on_disconnect"}, true
-	case EventLeaseRenewed:
-		return []string{"expires_at", "max_expires_at", "ttl", "ttl_capped", "rule", "policy_hash"}, true
-	case EventLeaseOrphaned:
-		return []string{"ends_at", "reason"}, true
-	case EventLeaseAdopted:
-		return []string{"session"}, true
-	case EventLeaseReleased, EventLeaseExpired, EventLeaseRevoked:
-		return []string{"reason", "held_for", "by"}, true
-	case EventLeaseDenied:
-		return []string{"code", "reason", "delivery", "verb"}, true
-	case EventTokenCreated, EventTokenRotated, EventTokenRevoked:
-		return []string{"token_id", "token_identity", "token_type", "expires_at", "reason"}, true
-	case EventAuthFailed:
-		return []string{"source", "reason", "count", "since"}, true
-	case EventPolicyLoaded, EventPolicyRejected:
-		return []string{"hash", "reason", "file", "rules"}, true
-	case EventSeedConflict:
-		return []string{"reason", "line"}, true
-	case EventServerStarted, EventServerStopped:
-		return []string{"version", "address", "reason", "auto", "key_source"}, true
-	case EventTrailSuppressed:
-		return []string{"count", "event", "since"}, true
+// row is an event with the fields that its details may have.
+type row struct {
+	event  Event
+	fields []string
+}
+
+// rows are all events there are: the trail is read by people and shipped to log systems, so a field gets in by being
+// listed here, not by being filled in somewhere.
+var rows = [...]row{
+	{EventCredentialCreated, credentialFields[:]},
+	{EventCredentialUpdated, credentialFields[:]},
+	{EventCredentialRotated, credentialFields[:]},
+	{EventVersionDestroyed, []string{"reason"}},
+	{EventCredentialRevoked, credentialFields[:]},
+	{EventCredentialDeleted, credentialFields[:]},
+	{EventLeaseCreated, []string{"delivery", "expires_at", "max_expires_at", "ttl", "ttl_capped", "rule", "policy_hash", "transport", "keep_on_disconnect"}},
+	{EventLeaseRenewed, []string{"expires_at", "max_expires_at", "ttl", "ttl_capped", "rule", "policy_hash"}},
+	{EventLeaseOrphaned, []string{"ends_at", "reason"}},
+	{EventLeaseAdopted, []string{"session"}},
+	{EventLeaseReleased, endFields[:]},
+	{EventLeaseExpired, endFields[:]},
+	{EventLeaseRevoked, endFields[:]},
+	{EventLeaseDenied, []string{"code", "reason", "delivery", "verb"}},
+	{EventLeasesEnded, []string{"identity", "identity_type", "leases", "reason"}},
+	{EventTokenCreated, tokenFields[:]},
+	{EventTokenRotated, tokenFields[:]},
+	{EventTokenRevoked, tokenFields[:]},
+	{EventAuthFailed, []string{"source", "reason", "count", "since"}},
+	{EventPolicyLoaded, []string{"hash", "reason", "file", "rules"}},
+	{EventPolicyRejected, []string{"hash", "reason", "file", "rules"}},
+	{EventSeedConflict, []string{"reason", "line"}},
+	{EventServerStarted, serverFields[:]},
+	{EventServerStopped, serverFields[:]},
+	{EventServerFrozen, []string{"reason"}},
+	{EventServerThawed, []string{"reason"}},
+	{EventTrailSuppressed, []string{"count", "event", "since"}},
+}
+
+var (
+	credentialFields = [...]string{"type", "policy_hash", "versions", "reason", "source", "forced"}
+	endFields        = [...]string{"reason", "held_for", "by"}
+	tokenFields      = [...]string{"token_id", "token_identity", "token_type", "expires_at", "reason", "credentials", "max_ttl", "uses", "previous_until"}
+	serverFields     = [...]string{"version", "address", "reason", "auto", "key_source"}
+)
+
+// Events returns the name of every event that the trail can hold.
+func Events() []string {
+	names := make([]string, len(rows))
+	for i, r := range rows {
+		names[i] = string(r.event)
 	}
-	return nil, false
+	return names
 }
 
 // checkDetails refuses an event or a field that has no row above. It is a fault of the program, not of its user.
 func checkDetails(e *Entry) error {
-	fields, ok := allowed(e.Event)
-	if !ok {
+	at := slices.IndexFunc(rows[:], func(r row) bool { return r.event == e.Event })
+	if at < 0 {
 		return fmt.Errorf("event %q is not one that the trail knows", e.Event)
 	}
 	for field := range e.Details {
-		if !slices.Contains(fields, field) {
+		if !slices.Contains(rows[at].fields, field) {
 			return fmt.Errorf("details of %s may not have the field %q", e.Event, field)
 		}
 	}

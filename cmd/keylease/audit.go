@@ -31,9 +31,9 @@ func (a *app) auditCommand() *cobra.Command {
 			if q.Limit < 0 {
 				return usagef("", "--limit can't be negative")
 			}
-			if q.Event != "" && !slices.Contains(events(), q.Event) {
-				hint := "the events are " + strings.Join(events(), ", ")
-				if near := strictyaml.Nearest(q.Event, events()); near != "" {
+			if q.Event != "" && !slices.Contains(store.Events(), q.Event) {
+				hint := "the events are " + strings.Join(store.Events(), ", ")
+				if near := strictyaml.Nearest(q.Event, store.Events()); near != "" {
 					hint = "did you mean " + near + "?"
 				}
 				return usagef(hint, "--event: there is no event %q", terminal(q.Event))
@@ -52,21 +52,6 @@ func (a *app) auditCommand() *cobra.Command {
 	c.SuggestionsMinimumDistance = 2
 	c.AddCommand(a.auditVerifyCommand())
 	return c
-}
-
-// events are the names that --event takes.
-func events() []string {
-	return []string{
-		string(store.EventCredentialCreated), string(store.EventCredentialUpdated), string(store.EventCredentialRotated),
-		string(store.EventVersionDestroyed), string(store.EventCredentialRevoked), string(store.EventCredentialDeleted),
-		string(store.EventLeaseCreated), string(store.EventLeaseRenewed), string(store.EventLeaseOrphaned),
-		string(store.EventLeaseAdopted), string(store.EventLeaseReleased), string(store.EventLeaseExpired),
-		string(store.EventLeaseRevoked), string(store.EventLeaseDenied),
-		string(store.EventTokenCreated), string(store.EventTokenRotated), string(store.EventTokenRevoked),
-		string(store.EventAuthFailed), string(store.EventPolicyLoaded), string(store.EventPolicyRejected),
-		string(store.EventSeedConflict), string(store.EventServerStarted), string(store.EventServerStopped),
-		string(store.EventTrailSuppressed),
-	}
 }
 
 func sinceTime(s string, now time.Time) (time.Time, error) {

@@ -38,6 +38,13 @@ type Config struct {
 	Log            LogConfig `koanf:"log" yaml:"log"`
 	Grace          string    `koanf:"grace" yaml:"grace"`       // how long leases outlive the session they were taken in
 	IdleStop       string    `koanf:"idleStop" yaml:"idleStop"` // how long a daemon that was started automatically stays with nothing to do
+
+	Identities IdentitiesConfig `koanf:"identities" yaml:"identities"`
+}
+
+// IdentitiesConfig is about who is lent to at all.
+type IdentitiesConfig struct {
+	Declared string `koanf:"declared" yaml:"declared"` // allow or deny callers whose name nothing proves
 }
 
 // LogConfig is about the daemon's log on stderr.
@@ -46,8 +53,15 @@ type LogConfig struct {
 }
 
 func defaults() Config {
-	return Config{HTTP: "127.0.0.1:8700", AllowedOrigins: []string{}, Log: LogConfig{Level: "info"}, Grace: "1m", IdleStop: "30m"}
+	return Config{HTTP: "127.0.0.1:8700", AllowedOrigins: []string{}, Log: LogConfig{Level: "info"}, Grace: "1m", IdleStop: "30m",
+		Identities: IdentitiesConfig{Declared: allow}}
 }
+
+// What identities.declared can be.
+const (
+	allow = "allow"
+	deny  = "deny"
+)
 
 // flags are those of all commands, and those that override Config.
 type flags struct {
@@ -144,6 +158,9 @@ func (s *settings) understand(socket string, from sources) (err error) {
 	levels := []string{"debug", "info", "warn", "error"}
 	if !slices.Contains(levels, s.Log.Level) {
 		return from.fault("log.level", "", "%q is no level: use one of %s", terminal(s.Log.Level), strings.Join(levels, ", "))
+	}
+	if d := s.Identities.Declared; d != allow && d != deny {
+		return from.fault("identities.declared", "", "%q is neither allow nor deny", terminal(d))
 	}
 	if err := checkHTTP(s.HTTP); err != nil {
 		return from.fault("http", "write 127.0.0.1:8700, or off", "%s", err)

@@ -35,6 +35,9 @@ func (a *app) leasesCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				if s, err := c.Status(cmd.Context()); err == nil && s.Frozen != nil {
+					a.sayf("keylease: %s; keylease thaw ends it", frozen(*s.Frozen))
+				}
 				return a.print(map[string]any{"leases": list}, func(w io.Writer) { leaseTable(w, list, time.Now()) })
 			})
 		}}
@@ -74,10 +77,14 @@ func (a *app) releaseCommand() *cobra.Command {
 
 func (a *app) revokeLeasesCommand() *cobra.Command {
 	var f server.LeaseFilter
+	var typ string
 	c := &cobra.Command{Use: "revoke-leases", Short: "End all leases of an identity, on a credential, or all", Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.All == (f.Identity != "" || f.Credential != "") {
 				return usagef("name --identity and/or --credential, or --all alone", "which leases?")
+			}
+			if f.Type = identity.Type(typ); typ != "" && (f.Identity == "" || f.Type != identity.Agent && f.Type != identity.Human) {
+				return usagef("", "--type goes with --identity, and must be agent or human")
 			}
 			return a.withAdmin(func(c *server.AdminClient) error {
 				n, err := c.RevokeLeases(cmd.Context(), f)
@@ -87,99 +94,9 @@ func (a *app) revokeLeasesCommand() *cobra.Command {
 				return a.print(map[string]int{"revoked": n}, func(w io.Writer) { fmt.Fprintf(w, "revoked %s\n", plural(n, "lease")) })
 			})
 		}}
-	c.Flags().StringVar(&f.Identity, "identity", "", "those of this identity")
+	c.Flags().StringVar(&f.Identity, "identity", "", "those of this identity, all at once however many they are")
+	c.Flags().StringVar(&typ, "type", "", "agent or human, where an identity of each has that name (default both)")
 	c.Flags().StringVar(&f.Credential, "credential", "", "those on this credential")
 	c.Flags().BoolVar(&f.All, "all", false, "every one")
 	return c
-}
-
-func (a *app) tokenCommand() *cobra.Command {
-	return group("token", "Tokens prove to HTTP, SSE and the local socket who is asking",
-		a.tokenCreateCommand(), a.tokenLsCommand(), a.tokenRotateCommand(), a.tokenRevokeCommand())
-}
-
-func (a *app) tokenCreateCommand() *cobra.Command {
-	var who, typ, life string
-	c := &cobra.Command{Use: "create", Short: "Make a token for an identity; it is shown once", Args: exactly(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if who == "" {
-				return usagef("keylease token create --identity claude-code", "--identity is missing")
-			}
-			d, err := optionalTTL("--ttl", life)
-			if err != nil {
-				return err
-			}
-			return a.withAdmin(func(c *server.AdminClient) error {
-				t, err := c.CreateToken(cmd.Context(), server.TokenRequest{Type: identity.Type(typ), Identity: who, TTL: d})
-				if err != nil {
-					return err
-				}
-				return a.showToken(t)
-			})
-		}}
-	c.Flags().SortFlags = false
-	c.Flags().StringVar(&who, "identity", "", "whom the token stands for")
-	c.Flags().StringVar(&typ, "type", "agent", "agent or human")
-	c.Flags().StringVar(&life, "ttl", "", "how long it is good for (default until it is revoked)")
-	return c
-}
-
-// showToken prints the token alone on stdout, so that $(…) and pipes get nothing else.
-func (a *app) showToken(t server.NewToken) error {
-	return a.print(t, func(w io.Writer) {
-		fmt.Fprintln(w, t.Token)
-		until := "until it is revoked"
-		if t.ExpiresAt != nil {
-			until = "until " + moment(*t.ExpiresAt)
-		}
-		a.sayf("keylease: %s stands for %s %s; it is not shown again", t.ID, t.Identity, until)
-	})
-}
-
-func (a *app) tokenLsCommand() *cobra.Command {
-	return &cobra.Command{Use: "ls", Short: "List the tokens, without their text", Args: exactly(), RunE: func(cmd *cobra.Command, _ []string) error {
-		return a.withAdmin(func(c *server.AdminClient) error {
-			list, err := c.Tokens(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return a.print(map[string]any{"tokens": list}, func(w io.Writer) {
-				rows := make([][]string, len(list))
-				for i, t := range list {
-					ends := "never"
-					if t.ExpiresAt != nil {
-						ends = moment(*t.ExpiresAt)
-					}
-					rows[i] = []string{t.ID, string(t.Type), t.Identity, t.State, moment(t.CreatedAt), ends}
-				}
-				table(w, "no tokens; keylease token create --identity NAME makes one", "TOKEN TYPE IDENTITY STATE MADE ENDS", rows)
-			})
-		})
-	}}
-}
-
-func (a *app) tokenRotateCommand() *cobra.Command {
-	return &cobra.Command{Use: "rotate TOKEN", Short: "Replace a token's text; its leases stay its own", Args: exactly("the token's id (tk_…)"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withAdmin(func(c *server.AdminClient) error {
-				t, err := c.RotateToken(cmd.Context(), args[0])
-				if err != nil {
-					return err
-				}
-				return a.showToken(t)
-			})
-		}}
-}
-
-func (a *app) tokenRevokeCommand() *cobra.Command {
-	return &cobra.Command{Use: "revoke TOKEN", Short: "End a token and the leases taken with it", Args: exactly("the token's id (tk_…)"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withAdmin(func(c *server.AdminClient) error {
-				t, err := c.RevokeToken(cmd.Context(), args[0])
-				if err != nil {
-					return err
-				}
-				return a.print(t, func(w io.Writer) { fmt.Fprintf(w, "revoked %s of %s and its leases\n", t.ID, t.Identity) })
-			})
-		}}
 }

@@ -75,8 +75,11 @@ func (a *app) policyExplainCommand() *cobra.Command {
 	c := &cobra.Command{Use: "explain", Short: "Say whether an identity may lease a credential, and which rule says so", Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
-			if q.Identity == "" || q.Credential == "" {
-				return usagef("keylease policy explain --identity claude-code --credential openai-dev", "--identity and --credential are needed")
+			switch {
+			case q.Credential == "" || (q.Identity == "") == (q.Token == ""):
+				return usagef("keylease policy explain --identity claude-code --credential openai-dev", "--credential is needed, and --identity or --token")
+			case q.Token != "" && (cmd.Flags().Changed("type") || cmd.Flags().Changed("proof")):
+				return usagef("leave them out", "--type and --proof do not go with --token, which says both")
 			}
 			if q.Proof, err = identity.ParseProof(proof); err != nil {
 				return usagef("", "--proof: %s", err)
@@ -90,11 +93,12 @@ func (a *app) policyExplainCommand() *cobra.Command {
 					return err
 				}
 				answer = ofThisVersion(answer)
-				return a.print(answer, func(w io.Writer) { explain(w, q, answer) })
+				return a.print(answer, func(w io.Writer) { explain(w, answer) })
 			})
 		}}
 	c.Flags().SortFlags = false
 	c.Flags().StringVar(&q.Identity, "identity", "", "who asks")
+	c.Flags().StringVar(&q.Token, "token", "", "the id (tk_…) of the token that asks, with what it narrows, instead of an identity")
 	c.Flags().StringVar(&q.Credential, "credential", "", "for what")
 	c.Flags().StringVar(&typ, "type", "agent", "agent or human")
 	c.Flags().StringVar(&proof, "proof", "declared", "how the name is proved: declared, token, oidc or mtls")
@@ -118,7 +122,7 @@ func ofThisVersion(a server.Answer) server.Answer {
 	return a
 }
 
-func explain(w io.Writer, q server.Question, a server.Answer) {
+func explain(w io.Writer, a server.Answer) {
 	verdict := "no"
 	if a.Allow {
 		verdict = "yes"
@@ -126,7 +130,7 @@ func explain(w io.Writer, q server.Question, a server.Answer) {
 	fmt.Fprintf(w, "%s: %s\n", verdict, terminal(a.Reason))
 	if a.Allow {
 		fmt.Fprintf(w, "  for %s, at most %s, as %s\n", a.DefaultTTL, a.MaxTTL, joined(a.Deliveries))
-		fmt.Fprintf(w, "  live leases: %s on the credential, %s for %s under the rule\n", limit(a.MaxLeases), limit(a.RuleMaxLeases), terminal(q.Identity))
+		fmt.Fprintf(w, "  live leases: %s on the credential, %s for %s under the rule\n", limit(a.MaxLeases), limit(a.RuleMaxLeases), terminal(a.Identity))
 		if a.PurposeRequired {
 			fmt.Fprintln(w, "  a purpose must be given")
 		}
@@ -135,6 +139,10 @@ func explain(w io.Writer, q server.Question, a server.Answer) {
 		what := "matches"
 		if !s.Matched {
 			what = "does not match: " + s.Why
+		}
+		if s.Effect == policy.EffectNarrow {
+			fmt.Fprintf(w, "  %s %s\n", s.Rule, terminal(what))
+			continue
 		}
 		fmt.Fprintf(w, "  rule %q (%s) %s\n", terminal(s.Rule), s.Effect, terminal(what))
 	}

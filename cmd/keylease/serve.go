@@ -123,6 +123,9 @@ func (a *app) announce(up bulletin, l server.Listening) {
 	}
 	act, pol := up.broker.Activity(), up.broker.PolicyStatus()
 	fmt.Fprintf(&b, "  store    %s: %s, %s live\n", up.Data, plural(act.Credentials, "credential"), plural(act.LiveLeases, "lease"))
+	if act.Frozen != nil {
+		fmt.Fprintf(&b, "  lending  FROZEN: %s; keylease thaw ends it\n", terminal(frozen(*act.Frozen)))
+	}
 	if pol.Present {
 		fmt.Fprintf(&b, "  policy   %s\n", pol.File)
 	} else {

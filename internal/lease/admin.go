@@ -222,7 +222,7 @@ func (b *Broker) remove(admin identity.Caller, c *credential) error {
 	return err
 }
 
-// revokeAll ends the leases in set and waits until that is on disk. Caller holds mu.
+// revokeAll ends the leases in set, waits until that is on disk, and returns how many were live. Caller holds mu.
 func (b *Broker) revokeAll(admin identity.Caller, set map[*lease]struct{}, reason string) (int, error) {
 	now := b.now()
 	if err := b.expireDue(now); err != nil {
@@ -233,10 +233,12 @@ func (b *Broker) revokeAll(admin identity.Caller, set map[*lease]struct{}, reaso
 		if b.ix.leases[l.id] != l {
 			continue // its time was up just now
 		}
+		if l.held.cut == nil {
+			n++
+		}
 		if _, _, err := b.end(l, store.EventLeaseRevoked, admin, now, reason); err != nil {
 			return 0, err
 		}
-		n++
 	}
 	return n, b.barrier()
 }
@@ -249,22 +251,6 @@ func (b *Broker) barrier() error {
 	}
 	_, err := b.settleLocked(b.newest)
 	return err
-}
-
-// RevokeLeases ends every lease that f picks and returns how many those were.
-func (b *Broker) RevokeLeases(_ context.Context, admin identity.Caller, f Filter) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if err := b.ready(); err != nil {
-		return 0, err
-	}
-	set := map[*lease]struct{}{}
-	for _, l := range b.ix.leases {
-		if f.picks(l) {
-			set[l] = struct{}{}
-		}
-	}
-	return b.revokeAll(admin, set, "revoked by an admin")
 }
 
 // EndLease releases any lease, for an admin.
@@ -293,7 +279,7 @@ func (b *Broker) EndLease(_ context.Context, admin identity.Caller, id string) (
 }
 
 func (f Filter) picks(l *lease) bool {
-	return (f.Identity == "" || f.Identity == l.owner.Name) && (f.Credential == "" || f.Credential == l.cred.rec.Name) &&
+	return (f.Identity == "" || f.Identity == l.owner.Name) && (f.Type == "" || f.Type == l.owner.Type) && (f.Credential == "" || f.Credential == l.cred.rec.Name) &&
 		(f.LeaseID == "" || f.LeaseID == l.id)
 }
 

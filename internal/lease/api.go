@@ -153,6 +153,7 @@ type Info struct {
 // Filter picks leases; empty fields pick all.
 type Filter struct {
 	Identity   string
+	Type       identity.Type // of the identity
 	Credential string
 	LeaseID    string
 }
@@ -172,11 +173,14 @@ type SeedResult struct {
 	Reason string `json:"reason,omitempty"`
 }
 
-// TokenSpec is a token to be made.
+// TokenSpec is a token to be made. The last three make one that can only do less than its identity.
 type TokenSpec struct {
-	Type     identity.Type
-	Identity string
-	TTL      time.Duration // 0: until revoked
+	Type        identity.Type
+	Identity    string
+	TTL         time.Duration // 0: until revoked
+	Credentials []string      // patterns; nil: all that the identity may lease
+	MaxTTL      time.Duration // of a lease, renewals included; 0: no further limit
+	Uses        int           // how many leases it may open, renewals not counted; 0: no limit
 }
 
 // TokenInfo is a token record without its secret.
@@ -187,6 +191,14 @@ type TokenInfo struct {
 	State     string        `json:"state"` // active, expired, revoked
 	CreatedAt time.Time     `json:"created_at"`
 	ExpiresAt *time.Time    `json:"expires_at"`
+	// When it last proved its identity; nil: never. Not written down for itself: after a daemon that was killed it is
+	// the last use that left an Entry in the trail, hence a lower bound.
+	LastUsedAt    *time.Time `json:"last_used_at"`
+	PreviousUntil *time.Time `json:"previous_until"` // until then the text before the last rotation works too
+	Credentials   []string   `json:"credentials"`    // patterns; null: all that its identity may lease
+	MaxTTL        string     `json:"max_ttl"`        // as in 10m; "": no further limit
+	Uses          *int       `json:"uses"`           // leases that it may open; null: no limit
+	UsesLeft      *int       `json:"uses_left"`
 }
 
 // Limits of what callers may send and how much a page holds.

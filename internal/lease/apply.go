@@ -15,6 +15,7 @@ import (
 // apply does to the index what e tells. Records of credentials and tokens are not in the trail: rec is their new
 // content where the caller has it (a change being made), nil when replaying, where loadRecords reads the last one.
 func (ix *index) apply(e *store.Entry, rec any) error {
+	ix.noteUse(e)
 	switch e.Event {
 	case store.EventCredentialCreated, store.EventCredentialUpdated, store.EventCredentialRotated,
 		store.EventCredentialRevoked, store.EventVersionDestroyed:
@@ -30,6 +31,12 @@ func (ix *index) apply(e *store.Entry, rec any) error {
 		ix.dropCredential(c)
 	case store.EventTokenCreated, store.EventTokenRotated, store.EventTokenRevoked:
 		ix.applyToken(e, rec)
+	case store.EventLeasesEnded:
+		ix.applyLeasesEnded(e)
+	case store.EventServerFrozen:
+		ix.frozen = &Frozen{Since: e.Time, Reason: e.Details["reason"]}
+	case store.EventServerThawed:
+		ix.frozen = nil
 	case store.EventPolicyLoaded:
 		ix.policy = policyMark{Hash: e.Details["hash"], File: e.Details["file"]}
 	case store.EventLeaseCreated, store.EventLeaseRenewed, store.EventLeaseOrphaned, store.EventLeaseAdopted,
@@ -88,11 +95,43 @@ func (ix *index) applyToken(e *store.Entry, rec any) {
 	}
 	if r, ok := rec.(tokenRecord); ok {
 		delete(ix.secrets, t.rec.Hash)
+		delete(ix.secrets, t.rec.Previous)
 		t.rec = r
-		ix.secrets[r.Hash] = t
+		ix.addTexts(t)
 	}
 	for _, ref := range e.Records {
 		t.ref = ref
+	}
+}
+
+// addTexts makes the texts of t known, the one that a rotation left for a while too.
+func (ix *index) addTexts(t *token) {
+	ix.secrets[t.rec.Hash] = tokenText{token: t}
+	if !t.rec.PreviousUntil.IsZero() {
+		ix.secrets[t.rec.Previous] = tokenText{t, t.rec.PreviousUntil}
+	}
+}
+
+// noteUse counts what a token's holder did. What the daemon writes in the holder's name is no use.
+func (ix *index) noteUse(e *store.Entry) {
+	switch e.Event {
+	case store.EventLeaseCreated, store.EventLeaseRenewed, store.EventLeaseAdopted, store.EventLeaseReleased, store.EventLeaseDenied:
+	default:
+		return
+	}
+	t := ix.tokenOf(e.Identity.By)
+	if t == nil {
+		return
+	}
+	t.use(e.Time)
+	if e.Event == store.EventLeaseCreated {
+		t.grants++
+	}
+}
+
+func (t *token) use(now time.Time) {
+	if now.After(t.lastUsed) {
+		t.lastUsed = now
 	}
 }
 
@@ -122,7 +161,11 @@ func (ix *index) applyLease(e *store.Entry) error {
 		ix.endLease(l, Expired, e.Time)
 		return nil
 	case store.EventLeaseRevoked:
-		ix.endLease(l, Revoked, e.Time)
+		at := e.Time
+		if c := l.held.cut; c != nil {
+			at = c.At
+		}
+		ix.endLease(l, Revoked, at)
 		return nil
 	}
 	heap.Fix(&ix.due, l.at)
@@ -148,7 +191,7 @@ func (ix *index) applyCreated(e *store.Entry) error {
 	if keep {
 		l.session = ""
 	}
-	ix.addLease(l)
+	ix.addLease(l, ix.holdingOf(l.owner.Holder()))
 	return nil
 }
 
@@ -180,7 +223,7 @@ func (ix *index) loadRecords(s *store.Store) (damaged []error) {
 			damaged = append(damaged, fmt.Errorf("token %s: %w", id, err))
 			continue
 		}
-		ix.secrets[t.rec.Hash] = t
+		ix.addTexts(t)
 	}
 	return damaged
 }

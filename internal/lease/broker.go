@@ -32,6 +32,8 @@ type Config struct {
 	Grace      time.Duration // 0: DefaultGrace
 	KeySource  string        // where the root key came from, for the record
 	Version    string
+
+	DenyDeclared bool // callers whose name nothing proves are refused every verb
 }
 
 // Broker lends. All its methods may be called at once.
@@ -307,6 +309,7 @@ type Activity struct {
 	LastCall    time.Time
 	Healthy     bool
 	Problem     string
+	Frozen      *Frozen // nil: keylease lends
 }
 
 // Activity reports how busy and how well the Broker is.
@@ -319,7 +322,7 @@ func (b *Broker) Activity() Activity {
 			live++
 		}
 	}
-	a := Activity{LiveLeases: live, Credentials: len(b.ix.creds), LastCall: b.lastCall, Healthy: true}
+	a := Activity{LiveLeases: live, Credentials: len(b.ix.creds), LastCall: b.lastCall, Healthy: true, Frozen: b.ix.frozen}
 	if b.broken != nil || b.store.Failed() != nil {
 		a.Healthy, a.Problem = false, "the store cannot record changes"
 	}

@@ -20,14 +20,16 @@ type index struct {
 	names   []string // sorted; what list_credentials pages over
 	leases  map[string]*lease
 	due     deadlines
-	holders map[identity.Holder]map[*lease]struct{}
+	holders map[identity.Holder]*holding // what each identity holds since its last cutoff
+	cut     []*holding                   // what cutoffs ended, as long as a terminal Entry is missing
 	owners  map[identity.Principal]map[*lease]struct{}
 	ended   endedRing
 	tokens  map[string]*token
 	removed map[string]bool           // names that were removed: a seed file does not bring them back
 	destroy map[store.ValueRef]string // versions whose key can go, and the credential's name
 	policy  policyMark                // the policy that governs
-	secrets map[[32]byte]*token       // by the keyed hash of the token's text
+	frozen  *Frozen                   // nil: keylease lends
+	secrets map[[32]byte]tokenText    // by the keyed hash of the token's text
 	seq     uint64                    // of the newest Entry read back from the trail
 	newest  time.Time                 // of any Entry read back from the trail
 }
@@ -103,6 +105,7 @@ type lease struct {
 	keep      bool      // policy: stays when its holder leaves
 	orphanEnd time.Time // zero: not orphaned
 	durable   bool      // its lease.created is on disk: only then may its value leave
+	held      *holding  // what its owner's name holds, this lease among it
 	at        int       // place in the heap
 }
 
@@ -114,9 +117,12 @@ func (l *lease) deadline() time.Time {
 	return l.expires
 }
 
-// live asks the clock, not the sweeper. A lease without an expiry is corruption: not live.
-func (l *lease) live(now time.Time) bool {
-	return !l.expires.IsZero() && now.Before(l.deadline())
+// live asks the clock, not the sweeper.
+func (l *lease) live(now time.Time) bool { return l.held.cut == nil && !l.overdue(now) }
+
+// overdue reports whether the time of l is up. A lease without an expiry is corruption: it has none.
+func (l *lease) overdue(now time.Time) bool {
+	return l.expires.IsZero() || !now.Before(l.deadline())
 }
 
 func (l *lease) own() OwnLease {
@@ -124,9 +130,17 @@ func (l *lease) own() OwnLease {
 }
 
 type token struct {
-	rec     tokenRecord
-	ref     store.RecordRef
-	damaged bool
+	rec      tokenRecord
+	ref      store.RecordRef
+	damaged  bool
+	grants   int       // lease.created Entries that name it
+	lastUsed time.Time // see TokenInfo
+}
+
+// tokenText is what one text of a token proves, and until when: zero is as long as the token.
+type tokenText struct {
+	*token
+	until time.Time
 }
 
 // tokenRecord is what is sealed about a token: never its text.
@@ -138,6 +152,13 @@ type tokenRecord struct {
 	CreatedAt time.Time     `json:"created_at"`
 	ExpiresAt time.Time     `json:"expires_at,omitzero"`
 	Revoked   bool          `json:"revoked,omitempty"`
+	// The text before the last rotation, where that one let it go on for a while.
+	Previous      [32]byte  `json:"previous,omitzero"`
+	PreviousUntil time.Time `json:"previous_until,omitzero"`
+	// What the token may do less than its identity. nil credentials are all of them; an empty list would be none.
+	Credentials []string      `json:"credentials"`
+	MaxTTL      time.Duration `json:"max_ttl,omitempty"`
+	Uses        int           `json:"uses,omitempty"` // leases that it may open; 0: no limit
 }
 
 func (t *token) principal() identity.Principal {
@@ -147,9 +168,9 @@ func (t *token) principal() identity.Principal {
 func newIndex() *index {
 	return &index{
 		creds: map[string]*credential{}, byID: map[string]*credential{}, leases: map[string]*lease{},
-		holders: map[identity.Holder]map[*lease]struct{}{}, owners: map[identity.Principal]map[*lease]struct{}{},
+		holders: map[identity.Holder]*holding{}, owners: map[identity.Principal]map[*lease]struct{}{},
 		ended: newEndedRing(), tokens: map[string]*token{}, removed: map[string]bool{},
-		destroy: map[store.ValueRef]string{}, secrets: map[[32]byte]*token{},
+		destroy: map[store.ValueRef]string{}, secrets: map[[32]byte]tokenText{},
 	}
 }
 
@@ -170,10 +191,12 @@ func (ix *index) dropCredential(c *credential) {
 	ix.removed[c.rec.Name] = true
 }
 
-func (ix *index) addLease(l *lease) {
+// addLease adds l to what is held, which is the holding of its owner's name unless a snapshot says another.
+func (ix *index) addLease(l *lease, held *holding) {
 	ix.leases[l.id] = l
 	l.cred.leases[l] = struct{}{}
-	put(ix.holders, l.owner.Holder(), l)
+	l.held = held
+	held.leases[l] = struct{}{}
 	put(ix.owners, l.owner, l)
 	heap.Push(&ix.due, l)
 }
@@ -181,7 +204,7 @@ func (ix *index) addLease(l *lease) {
 func (ix *index) endLease(l *lease, state State, at time.Time) {
 	delete(ix.leases, l.id)
 	delete(l.cred.leases, l)
-	drop(ix.holders, l.owner.Holder(), l)
+	ix.letGo(l)
 	drop(ix.owners, l.owner, l)
 	heap.Remove(&ix.due, l.at)
 	ix.ended.add(endedLease{ID: l.id, Owner: l.owner, State: state, Issued: l.issued, At: at})

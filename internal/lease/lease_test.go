@@ -455,7 +455,7 @@ func TestTokens(t *testing.T) {
 		t.Fatalf("%+v, %v", p, err)
 	}
 	g := w.lease(identity.Caller{Principal: p}, "openai")
-	next, _, err := w.RotateToken(ctx, operator, info.ID)
+	next, _, err := w.RotateToken(ctx, operator, info.ID, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

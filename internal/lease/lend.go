@@ -11,7 +11,6 @@ import (
 	"unicode/utf8"
 
 	"keylease/internal/identity"
-	"keylease/internal/secret"
 	"keylease/internal/ttl"
 	"keylease/policy"
 	"keylease/store"
@@ -45,17 +44,21 @@ func (b *Broker) Lease(_ context.Context, caller identity.Caller, r Request) (Gr
 func (b *Broker) admit(caller identity.Caller, r Request) (*lease, policy.Decision, written, error) {
 	now := b.now()
 	var none policy.Decision
-	if err := b.begin(caller, now); err != nil {
+	if err := cmp.Or(b.begin(caller, now), b.thawed()); err != nil {
 		return nil, none, written{}, err
 	}
 	c := b.ix.creds[r.Credential]
 	if c == nil || c.state() != stateActive {
 		return nil, none, written{}, notAvailable()
 	}
-	d := b.policy.current.Decide(policy.Request{Identity: caller.Principal, Credential: c.view(), TTL: r.TTL,
-		Purpose: r.Purpose, Delivery: r.Delivery})
+	q := b.question(caller.Principal, c)
+	q.TTL, q.Purpose, q.Delivery = r.TTL, r.Purpose, r.Delivery
+	d := b.policy.current.Decide(q)
 	delivery, err := permitted(d, r)
 	if err != nil {
+		return nil, none, written{}, err
+	}
+	if err := b.unspent(caller.Principal, c, now); err != nil {
 		return nil, none, written{}, err
 	}
 	if err := b.room(c, caller.Principal, d, now); err != nil {
@@ -106,15 +109,24 @@ func (b *Broker) begin(caller identity.Caller, now time.Time) error {
 // standing refuses a principal that is nobody, or no longer: a connection outlives the token that opened it, its
 // rights do not. Caller holds mu.
 func (b *Broker) standing(p identity.Principal, now time.Time) error {
-	if id, byToken := strings.CutPrefix(p.By, "token:"); byToken {
-		if t := b.ix.tokens[id]; t != nil && t.problem(now) == "" && t.principal() == p {
+	if strings.HasPrefix(p.By, "token:") {
+		if t := b.ix.tokenOf(p.By); t != nil && t.problem(now) == "" && t.principal() == p {
 			return nil
 		}
 	} else if p != (identity.Principal{}) {
-		return nil
+		return b.proven(p)
 	}
 	return refuse(Unauthenticated, "this connection has not proved who it is, or its token has expired or was revoked",
 		"Ask the operator for a valid keylease token; there is nothing to retry.")
+}
+
+// proven refuses a name that is only the connection's own word where the operator wants a proof of everybody.
+func (b *Broker) proven(p identity.Principal) error {
+	if !b.cfg.DenyDeclared || p.Proof != identity.Declared {
+		return nil
+	}
+	return refuse(Unauthenticated, "this keylease lends to proven identities only, and nothing proves the name of this connection",
+		"Ask the operator for a token (keylease token create) and set KEYLEASE_TOKEN in this client's configuration; there is nothing to retry.")
 }
 
 // permitted turns a decision into the delivery that is used, or into the refusal that the caller may see.
@@ -164,7 +176,7 @@ func (b *Broker) room(c *credential, p identity.Principal, d policy.Decision, no
 		return nil
 	}
 	var counted []*lease
-	for _, l := range byExpiry(b.ix.holders[p.Holder()], now) {
+	for _, l := range byExpiry(b.ix.held(p.Holder()), now) {
 		if d.Limit.Covers(l.cred.view()) {
 			counted = append(counted, l)
 		}
@@ -212,7 +224,7 @@ func (b *Broker) Renew(_ context.Context, caller identity.Caller, r RenewRequest
 }
 
 func (b *Broker) extend(caller identity.Caller, r RenewRequest, now time.Time) (*lease, bool, written, error) {
-	if err := b.begin(caller, now); err != nil {
+	if err := cmp.Or(b.begin(caller, now), b.thawed()); err != nil {
 		return nil, false, written{}, err
 	}
 	l, err := b.find(caller.Principal, r.LeaseID, now)
@@ -223,8 +235,9 @@ func (b *Broker) extend(caller identity.Caller, r RenewRequest, now time.Time) (
 		return nil, false, written{}, refuse(InvalidArgument, "credential and delivery must be the lease's own when you renew",
 			"Leave them out, or leave lease_id out to open another lease.")
 	}
-	d := b.policy.current.Decide(policy.Request{Identity: caller.Principal, Credential: l.cred.view(), TTL: r.TTL,
-		Purpose: l.purpose, Delivery: l.delivery})
+	q := b.question(caller.Principal, l.cred)
+	q.TTL, q.Purpose, q.Delivery = r.TTL, l.purpose, l.delivery
+	d := b.policy.current.Decide(q)
 	if l.cred.state() != stateActive || !d.Allow || !slices.Contains(deliverable(d), l.delivery) || d.Approval != policy.None && d.Approval != "" {
 		return nil, false, written{}, notAvailable()
 	}
@@ -286,6 +299,9 @@ func (b *Broker) giveBack(caller identity.Caller, id string) (Ended, written, er
 	if past, ok := b.ix.ended.get(id, caller.Principal, now); ok {
 		return Ended{id, past.State, past.At, past.At.Sub(past.Issued)}, b.newest, nil // which may not be on disk yet
 	}
+	if l := b.ix.leases[id]; l != nil && l.owner == caller.Principal && l.held.cut != nil {
+		return b.end(l, store.EventLeaseRevoked, identity.Caller{}, now, "")
+	}
 	l, err := b.find(caller.Principal, id, now)
 	if err != nil { // giving back what one holds is never rate limited, anything else is
 		return Ended{}, written{}, cmp.Or(tooFast, err)
@@ -294,13 +310,17 @@ func (b *Broker) giveBack(caller identity.Caller, id string) (Ended, written, er
 	return ended, w, err
 }
 
-// end writes a lease's one terminal Entry. Caller holds mu.
+// end writes a lease's one terminal Entry. What a cutoff ended was over then, whoever comes now. Caller holds mu.
 func (b *Broker) end(l *lease, event store.Event, by identity.Caller, now time.Time, reason string) (Ended, written, error) {
+	at := now
+	if c := l.held.cut; c != nil {
+		event, by, at, reason = store.EventLeaseRevoked, identity.Caller{Principal: c.By}, c.At, c.Reason
+	}
 	if by.Principal == (identity.Principal{}) {
 		by.Principal = l.owner
 	}
 	e := l.entry(event, by, now)
-	e.Details = map[string]string{"held_for": ttl.Format(now.Sub(l.issued))}
+	e.Details = map[string]string{"held_for": ttl.Format(at.Sub(l.issued))}
 	if reason != "" {
 		e.Details["reason"] = reason
 	}
@@ -309,44 +329,20 @@ func (b *Broker) end(l *lease, event store.Event, by identity.Caller, now time.T
 	}
 	w, err := b.submit(store.Change{Entry: e}, nil)
 	state := map[store.Event]State{store.EventLeaseReleased: Released, store.EventLeaseExpired: Expired, store.EventLeaseRevoked: Revoked}[event]
-	return Ended{l.id, state, now, now.Sub(l.issued)}, w, err
+	return Ended{l.id, state, at, at.Sub(l.issued)}, w, err
 }
 
 // find returns p's own live lease. Caller holds mu.
 func (b *Broker) find(p identity.Principal, id string, now time.Time) (*lease, error) {
-	if l := b.ix.leases[id]; l != nil && l.owner == p && l.live(now) {
+	l := b.ix.leases[id]
+	mine := l != nil && l.owner == p
+	if mine && l.live(now) {
 		return l, nil
 	}
-	if _, ok := b.ix.ended.get(id, p, now); ok {
+	if _, ok := b.ix.ended.get(id, p, now); ok || mine {
 		return nil, refuse(LeaseEnded, "this lease has ended", hintEnded)
 	}
 	return nil, notAvailable()
-}
-
-// Reveal is the one door by which a value leaves: to the owner of a live lease that is on disk and was granted for
-// delivery by value. The caller wipes what it gets.
-func (b *Broker) Reveal(_ context.Context, caller identity.Caller, id string) (secret.Secret, error) {
-	b.mu.Lock()
-	now := b.now()
-	err := b.standing(caller.Principal, now)
-	var l *lease
-	if err == nil {
-		l, err = b.find(caller.Principal, id, now)
-	}
-	if err == nil && (!l.durable || l.delivery != policy.Value) {
-		err = notAvailable()
-	}
-	if err != nil {
-		b.mu.Unlock()
-		return secret.Secret{}, err
-	}
-	credentialID, name, version, ref := l.cred.rec.ID, l.cred.rec.Name, l.version, l.cred.values[l.version]
-	b.mu.Unlock()
-	value, err := b.store.Value(credentialID, version, ref)
-	if err != nil {
-		return secret.Secret{}, b.fault(fmt.Errorf("unsealing version %d of %s: %w", version, name, err))
-	}
-	return value, nil
 }
 
 func (c *credential) state() string {

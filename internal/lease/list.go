@@ -49,7 +49,7 @@ func (b *Broker) List(_ context.Context, caller identity.Caller, r ListRequest) 
 		if !r.fits(c) {
 			continue
 		}
-		d := b.policy.current.Decide(policy.Request{Identity: caller.Principal, Credential: c.view()})
+		d := b.policy.current.Decide(b.question(caller.Principal, c))
 		if !d.Allow || c.state() != stateActive {
 			continue
 		}

@@ -151,7 +151,7 @@ func (b *Broker) ReloadPolicy(context.Context) {
 	}
 }
 
-// Explain says what the policy would answer p, and why.
+// Explain says what p would be answered, and why. What a token takes away counts where p.By names its record.
 func (b *Broker) Explain(_ context.Context, p identity.Principal, name string) (policy.Decision, []policy.Step, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -162,8 +162,41 @@ func (b *Broker) Explain(_ context.Context, p identity.Principal, name string) (
 	if err := b.refreshPolicy(); err != nil {
 		return policy.Decision{}, nil, err
 	}
-	r := policy.Request{Identity: p, Credential: c.view()}
-	return b.policy.current.Decide(r), b.policy.current.Explain(r), nil
+	r := b.question(p, c)
+	d, steps := b.policy.current.Decide(r), b.policy.current.Explain(r)
+	if why := b.unlent(p); why != "" && d.Allow {
+		d = policy.Decision{Rule: d.Rule, Reason: "it would be refused: " + d.Reason + ", but " + why}
+	}
+	return d, steps, nil
+}
+
+// unlent is why p leases nothing whatever the policy says; "" where that decides. Caller holds mu.
+func (b *Broker) unlent(p identity.Principal) string {
+	t := b.ix.tokenOf(p.By)
+	switch {
+	case b.ix.frozen != nil:
+		return "lending is frozen"
+	case b.proven(p) != nil:
+		return "the configuration says identities: {declared: deny}"
+	case t == nil:
+		return ""
+	case t.problem(b.now()) != "":
+		return "it is a " + t.problem(b.now())
+	case t.spent():
+		return fmt.Sprintf("the %d leases of the token have been granted", t.rec.Uses)
+	}
+	return ""
+}
+
+// TokenPrincipal returns whom a token stands for.
+func (b *Broker) TokenPrincipal(id string) (identity.Principal, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	t := b.ix.tokens[id]
+	if t == nil || t.damaged {
+		return identity.Principal{}, notFound("token", id)
+	}
+	return t.principal(), nil
 }
 
 // rotationDue reports whether the admin's rotateEvery has passed since the current version was stored.

@@ -32,6 +32,9 @@ func (b *Broker) attach(caller identity.Caller) (all []written) {
 }
 
 func (b *Broker) adopt(caller identity.Caller) (all []written) {
+	if b.proven(caller.Principal) != nil {
+		return nil // what it was lent under another configuration ends with the grace
+	}
 	now := b.now()
 	for _, l := range byExpiry(b.ix.owners[caller.Principal], now) {
 		if l.orphanEnd.IsZero() {

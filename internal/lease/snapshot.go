@@ -24,6 +24,8 @@ type snapshot struct {
 	Removed     []string         `json:"removed"`
 	Destroy     []destroyMark    `json:"destroy"`
 	Policy      policyMark       `json:"policy"`
+	Cut         []cutMark        `json:"cut,omitempty"`
+	Frozen      *Frozen          `json:"frozen,omitempty"`
 }
 
 type credentialMark struct {
@@ -34,8 +36,17 @@ type credentialMark struct {
 }
 
 type tokenMark struct {
-	ID  string          `json:"id"`
-	Ref store.RecordRef `json:"ref"`
+	ID       string          `json:"id"`
+	Ref      store.RecordRef `json:"ref"`
+	Grants   int             `json:"grants,omitempty"`
+	LastUsed time.Time       `json:"last_used,omitzero"`
+}
+
+// cutMark is a cutoff with the leases whose terminal Entry is missing.
+type cutMark struct {
+	cutoff
+	Holder identity.Holder `json:"holder"`
+	Leases []string        `json:"leases"`
 }
 
 type leaseMark struct {
@@ -60,16 +71,23 @@ type destroyMark struct {
 }
 
 func (ix *index) snapshot() ([]byte, error) {
-	s := snapshot{Seq: ix.seq, Newest: ix.newest, Policy: ix.policy, Ended: ix.ended.all(), Removed: slices.Sorted(maps.Keys(ix.removed))}
+	s := snapshot{Seq: ix.seq, Newest: ix.newest, Policy: ix.policy, Ended: ix.ended.all(), Removed: slices.Sorted(maps.Keys(ix.removed)), Frozen: ix.frozen}
 	for _, c := range ix.creds {
 		s.Credentials = append(s.Credentials, credentialMark{c.rec.ID, c.rec.Name, c.ref, c.values})
 	}
 	for id, t := range ix.tokens {
-		s.Tokens = append(s.Tokens, tokenMark{id, t.ref})
+		s.Tokens = append(s.Tokens, tokenMark{id, t.ref, t.grants, t.lastUsed})
 	}
 	for _, l := range ix.leases {
 		s.Leases = append(s.Leases, leaseMark{l.id, l.cred.rec.ID, l.owner, l.session, l.version, l.delivery,
 			l.purpose, l.issued, l.expires, l.maxAt, l.keep, l.orphanEnd})
+	}
+	for _, h := range ix.cut {
+		m := cutMark{cutoff: *h.cut, Holder: h.of}
+		for l := range h.leases {
+			m.Leases = append(m.Leases, l.id)
+		}
+		s.Cut = append(s.Cut, m)
 	}
 	for ref, name := range ix.destroy {
 		s.Destroy = append(s.Destroy, destroyMark{ref.CredentialID, ref.Version, name})
@@ -82,7 +100,7 @@ func (ix *index) restore(data []byte) error {
 	if err := json.Unmarshal(data, &s); err != nil {
 		return fmt.Errorf("reading the snapshot: %w", err)
 	}
-	ix.seq, ix.newest, ix.policy = s.Seq, s.Newest, s.Policy
+	ix.seq, ix.newest, ix.policy, ix.frozen = s.Seq, s.Newest, s.Policy, s.Frozen
 	for _, m := range s.Credentials {
 		c := &credential{ref: m.Ref, values: m.Values, leases: map[*lease]struct{}{}}
 		if c.values == nil {
@@ -92,18 +110,30 @@ func (ix *index) restore(data []byte) error {
 		ix.addCredential(c)
 	}
 	for _, m := range s.Tokens {
-		t := &token{ref: m.Ref}
+		t := &token{ref: m.Ref, grants: m.Grants, lastUsed: m.LastUsed}
 		t.rec.ID = m.ID
 		ix.tokens[m.ID] = t
+	}
+	cut := map[string]*holding{}
+	for _, m := range s.Cut {
+		h := &holding{of: m.Holder, leases: map[*lease]struct{}{}, cut: &m.cutoff}
+		for _, id := range m.Leases {
+			cut[id] = h
+		}
+		ix.cut = append(ix.cut, h)
 	}
 	for _, m := range s.Leases {
 		c := ix.byID[m.CredentialID]
 		if c == nil {
 			return fmt.Errorf("the snapshot's lease %s is of a credential that is not in it", m.ID)
 		}
+		held := cut[m.ID]
+		if held == nil {
+			held = ix.holdingOf(m.Owner.Holder())
+		}
 		ix.addLease(&lease{id: m.ID, owner: m.Owner, session: m.Session, cred: c, version: m.Version,
 			delivery: m.Delivery, purpose: m.Purpose, issued: m.Issued, expires: m.Expires, maxAt: m.MaxAt,
-			keep: m.Keep, orphanEnd: m.OrphanEnd, durable: true})
+			keep: m.Keep, orphanEnd: m.OrphanEnd, durable: true}, held)
 	}
 	for _, e := range s.Ended {
 		ix.ended.add(e)

@@ -55,9 +55,17 @@ func (b *Broker) sweep(ctx context.Context) time.Duration {
 	}
 	now := b.now()
 	all, err := b.expireSome(now)
+	if err == nil {
+		var cut []written
+		cut, err = b.writeCut(now, sweepGroup-len(all))
+		all = append(all, cut...)
+	}
 	all = append(all, b.summaries(now, false)...)
 	wait := idleSweep
-	if len(b.ix.due) > 0 {
+	switch {
+	case len(b.ix.cut) > 0:
+		wait = 0
+	case len(b.ix.due) > 0:
 		wait = min(wait, max(b.ix.due[0].deadline().Sub(now), 0))
 	}
 	b.mu.Unlock()
@@ -74,7 +82,7 @@ func (b *Broker) sweep(ctx context.Context) time.Duration {
 // expireSome ends at most sweepGroup leases that are due. Caller holds mu.
 func (b *Broker) expireSome(now time.Time) (all []written, err error) {
 	for range sweepGroup {
-		if len(b.ix.due) == 0 || b.ix.due[0].live(now) {
+		if len(b.ix.due) == 0 || !b.ix.due[0].overdue(now) {
 			return all, nil
 		}
 		l, reason := b.ix.due[0], ""
@@ -93,7 +101,7 @@ func (b *Broker) expireSome(now time.Time) (all []written, err error) {
 // expireDue writes down every deadline that has passed before a decision counts what is live. Nobody waits for
 // these: whatever is decided next stands behind them in the trail. Caller holds mu.
 func (b *Broker) expireDue(now time.Time) error {
-	for len(b.ix.due) > 0 && !b.ix.due[0].live(now) {
+	for len(b.ix.due) > 0 && b.ix.due[0].overdue(now) {
 		if _, err := b.expireSome(now); err != nil {
 			return err
 		}

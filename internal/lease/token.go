@@ -8,9 +8,13 @@ import (
 	"fmt"
 	"hash/crc32"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"keylease/internal/identity"
+	"keylease/internal/ttl"
+	"keylease/policy"
 	"keylease/store"
 )
 
@@ -41,13 +45,20 @@ func (b *Broker) CreateToken(_ context.Context, admin identity.Caller, s TokenSp
 	if s.TTL < 0 {
 		return "", TokenInfo{}, invalid("a token's ttl can't be negative")
 	}
+	if s.Uses < 0 {
+		return "", TokenInfo{}, invalid("a token's uses can't be negative")
+	}
+	if err := (policy.Narrowing{Credentials: s.Credentials, MaxTTL: s.MaxTTL}).Check(); err != nil {
+		return "", TokenInfo{}, invalid("%s", err)
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := b.ready(); err != nil {
 		return "", TokenInfo{}, err
 	}
 	now := b.now()
-	rec := tokenRecord{ID: newID("tk_"), Type: s.Type, Identity: s.Identity, CreatedAt: now}
+	rec := tokenRecord{ID: newID("tk_"), Type: s.Type, Identity: s.Identity, CreatedAt: now,
+		Credentials: s.Credentials, MaxTTL: s.MaxTTL, Uses: s.Uses}
 	if s.TTL > 0 {
 		rec.ExpiresAt = now.Add(s.TTL)
 	}
@@ -61,7 +72,7 @@ func (b *Broker) issue(admin identity.Caller, event store.Event, rec tokenRecord
 	if err := b.writeToken(admin, event, rec); err != nil {
 		return "", TokenInfo{}, err
 	}
-	return text, rec.info(b.now()), nil
+	return text, b.ix.tokens[rec.ID].info(b.now()), nil
 }
 
 func (b *Broker) writeToken(admin identity.Caller, event store.Event, rec tokenRecord) error {
@@ -74,26 +85,54 @@ func (b *Broker) writeToken(admin identity.Caller, event store.Event, rec tokenR
 	if !rec.ExpiresAt.IsZero() {
 		e.Details["expires_at"] = stamp(rec.ExpiresAt)
 	}
+	if !rec.PreviousUntil.IsZero() {
+		e.Details["previous_until"] = stamp(rec.PreviousUntil)
+	}
+	if rec.Credentials != nil {
+		e.Details["credentials"] = strings.Join(rec.Credentials, ",")
+	}
+	if rec.MaxTTL > 0 {
+		e.Details["max_ttl"] = ttl.Format(rec.MaxTTL)
+	}
+	if rec.Uses > 0 {
+		e.Details["uses"] = strconv.Itoa(rec.Uses)
+	}
 	_, err = b.change(store.Change{Entry: e, Records: []store.RecordWrite{{Kind: store.KindToken, ID: rec.ID, Plain: plain}}}, rec)
 	return err
 }
 
-// RotateToken gives a token a new text; the old one stops working at once. The record, and so the principal and its
-// leases, stay.
-func (b *Broker) RotateToken(_ context.Context, admin identity.Caller, id string) (string, TokenInfo, error) {
+// MaxOverlap is how long a token's previous text goes on at most after a rotation.
+const MaxOverlap = 30 * 24 * time.Hour
+
+// RotateToken gives a token a new text. The one before goes on for overlap — 0 ends it at once, as after a leak; more
+// than MaxOverlap is cut to that, and nothing outlasts the token — and one before that ends now. The record, and so
+// the principal, its leases and what the token may do, stay.
+func (b *Broker) RotateToken(_ context.Context, admin identity.Caller, id string, overlap time.Duration) (string, TokenInfo, error) {
+	if overlap < 0 {
+		return "", TokenInfo{}, invalid("an overlap can't be negative")
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	t, err := b.token(id)
 	if err != nil {
 		return "", TokenInfo{}, err
 	}
-	if t.rec.Revoked {
-		return "", TokenInfo{}, refuse(Conflict, "this token was revoked", "Create another with token create.")
+	now := b.now()
+	if t.rec.Revoked || t.expired(now) {
+		return "", TokenInfo{}, refuse(Conflict, "this token was revoked or has expired", "Create another with token create.")
 	}
-	return b.issue(admin, store.EventTokenRotated, t.rec)
+	rec := t.rec
+	rec.Previous, rec.PreviousUntil = [32]byte{}, time.Time{}
+	if overlap > 0 {
+		rec.Previous, rec.PreviousUntil = rec.Hash, now.Add(min(overlap, MaxOverlap))
+		if !rec.ExpiresAt.IsZero() && rec.ExpiresAt.Before(rec.PreviousUntil) {
+			rec.PreviousUntil = rec.ExpiresAt
+		}
+	}
+	return b.issue(admin, store.EventTokenRotated, rec)
 }
 
-// RevokeToken ends a token and every lease taken with it.
+// RevokeToken ends a token, in each of its texts, and every lease taken with it.
 func (b *Broker) RevokeToken(_ context.Context, admin identity.Caller, id string) (TokenInfo, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -111,7 +150,7 @@ func (b *Broker) RevokeToken(_ context.Context, admin identity.Caller, id string
 			return TokenInfo{}, err
 		}
 	}
-	return b.ix.tokens[id].rec.info(b.now()), nil
+	return b.ix.tokens[id].info(b.now()), nil
 }
 
 func (b *Broker) token(id string) (*token, error) {
@@ -131,7 +170,7 @@ func (b *Broker) Tokens() []TokenInfo {
 	defer b.mu.Unlock()
 	infos := []TokenInfo{}
 	for _, t := range b.ix.tokens {
-		infos = append(infos, t.rec.info(b.now()))
+		infos = append(infos, t.info(b.now()))
 	}
 	slices.SortFunc(infos, func(a, b TokenInfo) int {
 		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID))
@@ -139,18 +178,37 @@ func (b *Broker) Tokens() []TokenInfo {
 	return infos
 }
 
-func (r tokenRecord) info(now time.Time) TokenInfo {
-	i := TokenInfo{ID: r.ID, Type: r.Type, Identity: r.Identity, State: stateActive, CreatedAt: r.CreatedAt}
-	if !r.ExpiresAt.IsZero() {
-		i.ExpiresAt = &r.ExpiresAt
-		if !now.Before(r.ExpiresAt) {
-			i.State = stateExpired
-		}
-	}
-	if r.Revoked {
+func (t *token) info(now time.Time) TokenInfo {
+	r := t.rec
+	i := TokenInfo{ID: r.ID, Type: r.Type, Identity: r.Identity, State: stateActive, CreatedAt: r.CreatedAt,
+		ExpiresAt: known(r.ExpiresAt), LastUsedAt: known(t.lastUsed), Credentials: slices.Clone(r.Credentials)}
+	switch {
+	case r.Revoked:
 		i.State = stateRevoked
+	case t.expired(now):
+		i.State = stateExpired
+	case now.Before(r.PreviousUntil):
+		i.PreviousUntil = known(r.PreviousUntil)
+	}
+	if r.MaxTTL > 0 {
+		i.MaxTTL = ttl.Format(r.MaxTTL)
+	}
+	if left := max(r.Uses-t.grants, 0); r.Uses > 0 {
+		i.Uses, i.UsesLeft = &r.Uses, &left
 	}
 	return i
+}
+
+// known is t as an answer has it: nil where it never was.
+func known(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}
+
+func (t *token) expired(now time.Time) bool {
+	return !t.rec.ExpiresAt.IsZero() && !now.Before(t.rec.ExpiresAt)
 }
 
 // problem says why t proves nothing at now; "" when it does.
@@ -160,10 +218,18 @@ func (t *token) problem(now time.Time) string {
 		return "damaged token record"
 	case t.rec.Revoked:
 		return "revoked token"
-	case !t.rec.ExpiresAt.IsZero() && !now.Before(t.rec.ExpiresAt):
+	case t.expired(now):
 		return "expired token"
 	}
 	return ""
+}
+
+// problem says why this text of the token proves nothing at now.
+func (t tokenText) problem(now time.Time) string {
+	if why := t.token.problem(now); why != "" || t.until.IsZero() || now.Before(t.until) {
+		return why
+	}
+	return "replaced token"
 }
 
 // Authenticate returns whom text stands for. It does the same work whatever is wrong with it: one keyed hash and one
@@ -172,10 +238,14 @@ func (t *token) problem(now time.Time) string {
 func (b *Broker) Authenticate(ctx context.Context, text, source string) (identity.Principal, error) {
 	hash := b.store.MAC("tokens", []byte(text))
 	b.mu.Lock()
+	now := b.now()
 	t, why := b.ix.secrets[hash], "unknown token"
 	var p identity.Principal
-	if t != nil {
-		p, why = t.principal(), t.problem(b.now())
+	if t.token != nil {
+		p, why = t.principal(), t.problem(now)
+	}
+	if why == "" {
+		t.use(now)
 	}
 	b.mu.Unlock()
 	if why != "" {

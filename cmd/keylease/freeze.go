@@ -1,0 +1,59 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"keylease/internal/lease"
+	"keylease/server"
+)
+
+func (a *app) freezeCommand() *cobra.Command {
+	var reason string
+	c := &cobra.Command{Use: "freeze", Short: "Stop all lending now, until thaw: nothing is leased, renewed or handed out", Args: exactly(),
+		Long: `Stop all lending now, until thaw: nothing is leased, renewed or handed out, through restarts too. Agents may
+still list and release; leases that are live end at their time (revoke-leases --all ends them now). A value that an
+agent has seen stays seen.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withAdmin(func(c *server.AdminClient) error {
+				f, err := c.Freeze(cmd.Context(), reason)
+				if err != nil {
+					return err
+				}
+				return a.print(f, func(w io.Writer) {
+					fmt.Fprintf(w, "%s; keylease thaw ends it, keylease revoke-leases --all ends what is live\n", terminal(frozen(f)))
+				})
+			})
+		}}
+	c.Flags().StringVar(&reason, "reason", "", "why, for the trail and other operators; agents are not told")
+	return c
+}
+
+// frozen says it for people.
+func frozen(f lease.Frozen) string {
+	text := "lending is frozen since " + moment(f.Since)
+	if f.Reason != "" {
+		text += " (" + f.Reason + ")"
+	}
+	return text
+}
+
+func (a *app) thawCommand() *cobra.Command {
+	return &cobra.Command{Use: "thaw", Short: "Lend again after freeze", Args: exactly(), RunE: func(cmd *cobra.Command, _ []string) error {
+		return a.withAdmin(func(c *server.AdminClient) error {
+			was, err := c.Thaw(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(map[string]bool{"was_frozen": was}, func(w io.Writer) {
+				if was {
+					fmt.Fprintln(w, "lending again")
+				} else {
+					fmt.Fprintln(w, "lending was not frozen")
+				}
+			})
+		})
+	}}
+}

@@ -1,0 +1,135 @@
+package lease
+
+import (
+	"context"
+	"slices"
+	"strconv"
+	"time"
+
+	"keylease/internal/identity"
+	"keylease/store"
+)
+
+// holding is what one identity holds between two cutoffs. To end all of it the holding is marked and set aside, which
+// takes the same time for one lease as for a hundred thousand; the next lease of that identity opens another holding.
+// So it is the order of the trail that tells what was held before and after, never the clock.
+type holding struct {
+	of     identity.Holder
+	leases map[*lease]struct{}
+	cut    *cutoff // nil: it goes on
+}
+
+// cutoff ended a holding. Each of its leases gives nothing from there on; the sweeper writes its terminal Entry later.
+type cutoff struct {
+	At     time.Time          `json:"at"`
+	By     identity.Principal `json:"by"` // the admin
+	Reason string             `json:"reason"`
+}
+
+// held returns the leases of an identity since its last cutoff.
+func (ix *index) held(of identity.Holder) map[*lease]struct{} {
+	if h := ix.holders[of]; h != nil {
+		return h.leases
+	}
+	return nil
+}
+
+// holdingOf returns what of holds, to add to.
+func (ix *index) holdingOf(of identity.Holder) *holding {
+	h := ix.holders[of]
+	if h == nil {
+		h = &holding{of: of, leases: map[*lease]struct{}{}}
+		ix.holders[of] = h
+	}
+	return h
+}
+
+// letGo takes an ended lease out of its holding.
+func (ix *index) letGo(l *lease) {
+	h := l.held
+	if delete(h.leases, l); len(h.leases) > 0 {
+		return
+	}
+	if h.cut != nil {
+		ix.cut = slices.DeleteFunc(ix.cut, func(c *holding) bool { return c == h })
+	} else {
+		delete(ix.holders, h.of)
+	}
+}
+
+// applyLeasesEnded sets aside what the Entry's identity holds.
+func (ix *index) applyLeasesEnded(e *store.Entry) {
+	of := identity.Holder{Type: identity.Type(e.Details["identity_type"]), Name: e.Details["identity"]}
+	h := ix.holders[of]
+	if h == nil {
+		return
+	}
+	by := identity.Principal{Type: identity.Type(e.Identity.Type), Name: e.Identity.Name, By: e.Identity.By}
+	h.cut = &cutoff{At: e.Time, By: by, Reason: e.Details["reason"]}
+	delete(ix.holders, of)
+	ix.cut = append(ix.cut, h)
+}
+
+// cutOff ends all that the identities of f hold, by one Entry each, and returns how many leases that were.
+// Caller holds mu.
+func (b *Broker) cutOff(admin identity.Caller, f Filter, reason string) (int, error) {
+	now := b.now()
+	if err := b.expireDue(now); err != nil { // so that what is held now is live
+		return 0, err
+	}
+	ended := 0
+	for _, typ := range []identity.Type{identity.Agent, identity.Human} {
+		n := len(b.ix.held(identity.Holder{Type: typ, Name: f.Identity}))
+		if n == 0 || f.Type != "" && f.Type != typ {
+			continue
+		}
+		e := entry(store.EventLeasesEnded, admin)
+		e.Time = now
+		e.Details = map[string]string{"identity": f.Identity, "identity_type": string(typ), "leases": strconv.Itoa(n), "reason": reason}
+		if _, err := b.submit(store.Change{Entry: e}, nil); err != nil {
+			return 0, err
+		}
+		ended += n
+	}
+	b.poke()
+	return ended, b.barrier()
+}
+
+// writeCut writes the terminal Entries of at most max leases that a cutoff ended. Caller holds mu.
+func (b *Broker) writeCut(now time.Time, max int) (all []written, err error) {
+	for len(b.ix.cut) > 0 {
+		for l := range b.ix.cut[0].leases {
+			if len(all) >= max {
+				return all, nil
+			}
+			_, w, err := b.end(l, store.EventLeaseRevoked, identity.Caller{}, now, "")
+			if err != nil {
+				return all, err
+			}
+			all = append(all, w)
+		}
+	}
+	return all, nil
+}
+
+// RevokeLeases ends every lease that f picks and returns how many those were. All that one identity holds ends by one
+// Entry, however much it is: each lease gives nothing from then on, and its lease.revoked follows when the sweeper
+// comes to it.
+func (b *Broker) RevokeLeases(_ context.Context, admin identity.Caller, f Filter) (int, error) {
+	const reason = "revoked by an admin"
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.ready(); err != nil {
+		return 0, err
+	}
+	if f.Identity != "" && f.Credential == "" && f.LeaseID == "" {
+		return b.cutOff(admin, f, reason)
+	}
+	set := map[*lease]struct{}{}
+	for _, l := range b.ix.leases {
+		if f.picks(l) {
+			set[l] = struct{}{}
+		}
+	}
+	return b.revokeAll(admin, set, reason)
+}
