@@ -135,6 +135,7 @@ func (ix *index) restore(data []byte) error {
 			delivery: m.Delivery, purpose: m.Purpose, issued: m.Issued, expires: m.Expires, maxAt: m.MaxAt,
 			keep: m.Keep, orphanEnd: m.OrphanEnd, durable: true}, held)
 	}
+	ix.cut = slices.DeleteFunc(ix.cut, func(h *holding) bool { return len(h.leases) == 0 }) // nothing to write for it
 	for _, e := range s.Ended {
 		ix.ended.add(e)
 	}
