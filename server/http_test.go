@@ -105,6 +105,11 @@ func TestHTTPHealthAndReadiness(t *testing.T) {
 	if strings.Contains(string(text), "aws-prod") || !strings.Contains(string(text), "not in force") {
 		t.Errorf("readyz says %s", text)
 	}
+	s, ok := readiness(lease.Activity{Healthy: true, Frozen: &lease.Frozen{Reason: "laptop stolen"}}, lease.PolicyStatus{})
+	text, _ = json.Marshal(s)
+	if !ok || strings.Contains(string(text), "laptop") || !strings.Contains(string(text), `"lending":"frozen"`) {
+		t.Errorf("readyz of a frozen daemon says %s", text)
+	}
 }
 
 func TestHTTPPanicsAndErrorsSayNothing(t *testing.T) {

@@ -191,8 +191,8 @@ type TokenInfo struct {
 	State     string        `json:"state"` // active, expired, revoked
 	CreatedAt time.Time     `json:"created_at"`
 	ExpiresAt *time.Time    `json:"expires_at"`
-	// When it last proved its identity; nil: never. Not written down for itself: after a daemon that was killed it is
-	// the last use that left an Entry in the trail, hence a lower bound.
+	// When it last proved its identity, an open stream's too; nil: never. Not written down for itself: after a daemon
+	// that was killed it is the last use that left an Entry in the trail, hence a lower bound.
 	LastUsedAt    *time.Time `json:"last_used_at"`
 	PreviousUntil *time.Time `json:"previous_until"` // until then the text before the last rotation works too
 	Credentials   []string   `json:"credentials"`    // patterns; null: all that its identity may lease

@@ -45,7 +45,7 @@ func (b *Broker) unspent(p identity.Principal, c *credential, now time.Time) err
 	if t == nil || !t.spent() {
 		return nil
 	}
-	r := refuse(LeaseLimit, fmt.Sprintf("your token was made for %d leases, and all of them have been granted", t.rec.Uses),
+	r := refuse(LeaseLimit, fmt.Sprintf("your token has no leases left: it was made for %d", t.rec.Uses),
 		"Waiting does not help. Ask the operator for another token; do not look for this key elsewhere.")
 	for _, l := range byExpiry(c.leases, now) {
 		if l.owner == p {

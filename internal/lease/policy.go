@@ -183,7 +183,7 @@ func (b *Broker) unlent(p identity.Principal) string {
 	case t.problem(b.now()) != "":
 		return "it is a " + t.problem(b.now())
 	case t.spent():
-		return fmt.Sprintf("the %d leases of the token have been granted", t.rec.Uses)
+		return fmt.Sprintf("the token has no leases left: it was made for %d", t.rec.Uses)
 	}
 	return ""
 }

@@ -77,7 +77,7 @@ type books struct {
 // been made, is an error.
 func reckon(all []entry) (books, error) {
 	b := books{map[string]entry{}, map[string]string{}, map[string]int{}}
-	now := map[string]int{}
+	now, over := map[string]int{}, map[string]bool{}
 	for _, e := range all {
 		switch e.Event {
 		case "lease.created":
@@ -92,8 +92,17 @@ func reckon(all []entry) (books, error) {
 				return b, fmt.Errorf("entry %d ends the lease %s, which is not live: it was %s", e.Seq, e.LeaseID, b.ended[e.LeaseID])
 			}
 			b.ended[e.LeaseID] = e.Event
-			now[b.live[e.LeaseID].Credential]--
+			if !over[e.LeaseID] {
+				now[b.live[e.LeaseID].Credential]--
+			}
 			delete(b.live, e.LeaseID)
+		case "identity.leases_ended": // from here on they give nothing; each is still to have its own end
+			for id, made := range b.live {
+				if made.Identity.Name == e.Details["identity"] && made.Identity.Type == e.Details["identity_type"] && !over[id] {
+					over[id] = true
+					now[made.Credential]--
+				}
+			}
 		}
 	}
 	return b, nil
