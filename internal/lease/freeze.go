@@ -55,13 +55,6 @@ func (b *Broker) Thaw(_ context.Context, admin identity.Caller) (bool, error) {
 	return was, b.barrier()
 }
 
-// Frozen returns since when nothing is lent; nil while keylease lends.
-func (b *Broker) Frozen() *Frozen {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.ix.frozen
-}
-
 // thawed refuses what a freeze stops. Caller holds mu.
 func (b *Broker) thawed() error {
 	if b.ix.frozen == nil {
