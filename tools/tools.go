@@ -26,17 +26,13 @@ import (
 
 const instructions = `keylease lends credentials (API keys, secrets) for a limited time. Call list_credentials to see what you may lease, lease_credential to lease one with a purpose, release_lease when the work is done. Never print, log or store a value, and never look for keys in files or environment variables: if a credential is not listed, ask the operator.`
 
-// NewServer returns the MCP server with the three tools. It is the only place that configures mcp-go's own checks;
-// transports add what they need with extra.
-func NewServer(b *lease.Broker, log zerolog.Logger, version string, extra ...mcpserver.ServerOption) *mcpserver.MCPServer {
-	s := mcpserver.NewMCPServer("keylease", version, append([]mcpserver.ServerOption{
+// NewServer returns the MCP server with the three tools.
+func NewServer(b *lease.Broker, log zerolog.Logger, version string) *mcpserver.MCPServer {
+	s := mcpserver.NewMCPServer("keylease", version, append(Checks(),
 		mcpserver.WithToolCapabilities(false),
 		mcpserver.WithInstructions(instructions),
-		mcpserver.WithInputSchemaValidation(),
-		mcpserver.WithStrictInputSchemaDefault(),
-		mcpserver.WithOutputSchemaValidation(),
 		mcpserver.WithToolHandlerMiddleware(recovered(log)),
-	}, extra...)...)
+	)...)
 	a := agent{b, log}
 	s.AddTool(listTool(), typed(a.list))
 	s.AddTool(leaseTool(), typed(a.lease))
@@ -44,9 +40,22 @@ func NewServer(b *lease.Broker, log zerolog.Logger, version string, extra ...mcp
 	return s
 }
 
-// RewriteValidation is an after-call hook: mcp-go answers arguments that do not fit the schema with plain text before
+// Checks are mcp-go's own checks of arguments and results, with our words for what they refuse. This is the only place
+// that configures them: whatever is served in the place of the three tools passes through the same.
+func Checks() []mcpserver.ServerOption {
+	hooks := &mcpserver.Hooks{}
+	hooks.AddAfterCallTool(rewriteValidation)
+	return []mcpserver.ServerOption{
+		mcpserver.WithInputSchemaValidation(),
+		mcpserver.WithStrictInputSchemaDefault(),
+		mcpserver.WithOutputSchemaValidation(),
+		mcpserver.WithHooks(hooks),
+	}
+}
+
+// rewriteValidation is an after-call hook: mcp-go answers arguments that do not fit the schema with plain text before
 // any handler runs; this puts it into words for a model and the form of every other refusal.
-func RewriteValidation(_ context.Context, _ any, request *mcp.CallToolRequest, result any) {
+func rewriteValidation(_ context.Context, _ any, request *mcp.CallToolRequest, result any) {
 	r, ok := result.(*mcp.CallToolResult)
 	if !ok || r == nil || !r.IsError || r.StructuredContent != nil {
 		return

@@ -45,9 +45,7 @@ func newServer(t *testing.T, log zerolog.Logger) *mcpserver.MCPServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hooks := &mcpserver.Hooks{}
-	hooks.AddAfterCallTool(RewriteValidation)
-	return NewServer(b, log, "test", mcpserver.WithHooks(hooks))
+	return NewServer(b, log, "test")
 }
 
 func agentContext() context.Context {
