@@ -46,7 +46,7 @@ A refusal is an error with a code and a hint; follow the hint. not_available mea
 		mcp.WithIdempotentHintAnnotation(false),
 		mcp.WithOpenWorldHintAnnotation(false),
 		mcp.WithInputSchema[leaseArgs](),
-		mcp.WithOutputSchema[leaseResult](),
+		outputSchema[leaseResult](),
 	)
 }
 

@@ -52,7 +52,7 @@ func listTool() mcp.Tool {
 		mcp.WithIdempotentHintAnnotation(true),
 		mcp.WithOpenWorldHintAnnotation(false),
 		mcp.WithInputSchema[listArgs](),
-		mcp.WithOutputSchema[listResult](),
+		outputSchema[listResult](),
 	)
 }
 

@@ -29,7 +29,7 @@ func releaseTool() mcp.Tool {
 		mcp.WithIdempotentHintAnnotation(true),
 		mcp.WithOpenWorldHintAnnotation(false),
 		mcp.WithInputSchema[releaseArgs](),
-		mcp.WithOutputSchema[releaseResult](),
+		outputSchema[releaseResult](),
 	)
 }
 

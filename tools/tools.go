@@ -111,6 +111,37 @@ func fields[T any]() (names []string) {
 	return names
 }
 
+// outputSchema is the schema of T, with one type for each value: clients that map schemas onto a dialect without lists
+// of types would lose the constraint or the tool. Our lists are never null; what may be null says so with anyOf.
+func outputSchema[T any]() mcp.ToolOption {
+	return func(t *mcp.Tool) {
+		mcp.WithOutputSchema[T]()(t)
+		for _, p := range t.OutputSchema.Properties {
+			singleTypes(p)
+		}
+	}
+}
+
+func singleTypes(schema any) {
+	s, ok := schema.(map[string]any)
+	if !ok {
+		return
+	}
+	if several, ok := s["type"].([]any); ok && slices.Contains(several, any("array")) {
+		s["type"] = "array"
+	} else if ok {
+		var each []any
+		for _, one := range several {
+			each = append(each, map[string]any{"type": one})
+		}
+		delete(s, "type")
+		s["anyOf"] = each
+	}
+	for _, inner := range s {
+		singleTypes(inner)
+	}
+}
+
 // agent answers tool calls for whoever the transport says is calling.
 type agent struct {
 	broker *lease.Broker

@@ -105,6 +105,26 @@ func TestToolsListIsGolden(t *testing.T) {
 	}
 }
 
+// Some clients map schemas onto a dialect in which a value has one type, and drop what does not fit.
+func TestSchemasNameOneTypeForEachValue(t *testing.T) {
+	raw, err := json.Marshal(newServer(t, zerolog.Nop()).HandleMessage(context.Background(), json.RawMessage(`{"jsonrpc":"2.0","id":1,"method":"tools/list"}`)))
+	if err != nil || !bytes.Contains(raw, []byte(`"anyOf":[{"type":"null"},{"type":"integer"}]`)) {
+		t.Fatalf("max_leases is not said to be null or a number: %v %s", err, raw)
+	}
+	if bytes.Contains(raw, []byte(`"type":[`)) {
+		t.Errorf("a list of types: %s", raw)
+	}
+}
+
+func TestNothingInAListIsNull(t *testing.T) {
+	s, ctx := newServer(t, zerolog.Nop()), agentContext()
+	for args, wants := range map[string]string{`{}`: `"your_leases":[]`, `{"match":"no-such-*"}`: `"credentials":[]`} {
+		if _, raw, isError := call(t, ctx, s, "list_credentials", args); isError || !bytes.Contains(raw, []byte(wants)) {
+			t.Errorf("%s: want %s in %s", args, wants, raw)
+		}
+	}
+}
+
 func TestTheWholeLoan(t *testing.T) {
 	s, ctx := newServer(t, zerolog.Nop()), agentContext()
 	list, raw, _ := call(t, ctx, s, "list_credentials", `{}`)
