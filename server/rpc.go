@@ -117,7 +117,9 @@ func neutral(log zerolog.Logger, msg mcp.JSONRPCMessage) mcp.JSONRPCMessage {
 	case mcp.METHOD_NOT_FOUND:
 		e.Error.Message = "this server has no such method"
 	case mcp.INVALID_PARAMS:
-		e.Error.Message = "unknown tool or invalid params: see tools/list"
+		if !namesMetaField(e.Error.Message) {
+			e.Error.Message = "unknown tool or invalid params: see tools/list"
+		}
 	case mcp.INTERNAL_ERROR:
 		id := rand.Text()
 		log.Error().Str("id", id).Str("error", cleanText(e.Error.Message, 500)).Msg("a call failed inside")
@@ -125,6 +127,13 @@ func neutral(log zerolog.Logger, msg mcp.JSONRPCMessage) mcp.JSONRPCMessage {
 		e.Error.Data = nil
 	}
 	return e
+}
+
+// namesMetaField reports whether mcp-go says which field of _meta a request of 2026-07-28 lacks: words of its own, which
+// repeat nothing, and without which nobody would find what is wrong.
+func namesMetaField(message string) bool {
+	field, ok := strings.CutPrefix(message, "missing or invalid _meta field ")
+	return ok && (field == mcp.MetaKeyProtocolVersion || field == mcp.MetaKeyClientCapabilities)
 }
 
 // panicText is what may be logged of a panic: the runtime's own words, else only the type of the value, which could

@@ -17,9 +17,11 @@ import (
 // room is what a package is to the house: the lower may not know of the higher.
 //
 //	cmd ─► server ─► tools ─► internal/lease ─► policy, store ─► pure rooms
+//
+// The conformance stack stands beside cmd: it may use what cmd may, and nothing may use it, so that no release holds it.
 func room(pkg string) int {
 	switch pkg {
-	case "keylease/cmd/keylease":
+	case "keylease/cmd/keylease", "keylease/e2e/conformance":
 		return 6
 	case "keylease/server":
 		return 5
@@ -40,7 +42,7 @@ var homes = []struct {
 	prefix string
 	rooms  []string
 }{
-	{"github.com/mark3labs/mcp-go", []string{"keylease/tools", "keylease/server"}},
+	{"github.com/mark3labs/mcp-go", []string{"keylease/tools", "keylease/server", "keylease/e2e/conformance"}},
 	{"github.com/dgraph-io/badger", []string{"keylease/store"}},
 	{"github.com/dgraph-io/ristretto", []string{"keylease/store"}},
 	{"crypto/aes", []string{"keylease/store"}},
