@@ -47,7 +47,11 @@ function figures (results, scored) {
 
 async function fixtures (baseline) {
   const scope = knowsRequirements ? ['--requirements', revision] : ['--suite', 'active']
-  const { code, results } = await suite(...scope, '--expected-failures', baseline)
+  let { code, results } = await suite(...scope, '--expected-failures', baseline)
+  if (code !== 0) {
+    console.log('\nonce more: the suite waits half a second for some answers, which a busy machine may not keep\n')
+    ;({ code, results } = await suite(...scope, '--expected-failures', baseline))
+  }
   let scored = Object.keys(results)
   let beside = ''
   if (knowsRequirements) {
