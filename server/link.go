@@ -78,6 +78,11 @@ func (r *relay) dialDaemon(ctx context.Context) (*link, error) {
 		_ = conn.Close()
 		return nil, err
 	}
+	if l.answer.BadToken {
+		r.badToken.Do(func() {
+			r.Log.Warn().Msg("the token in KEYLEASE_TOKEN is not valid (unknown, expired or revoked): every call will be answered unauthenticated")
+		})
+	}
 	return l, nil
 }
 

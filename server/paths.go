@@ -64,6 +64,29 @@ func checkFolder(dir string) error {
 	return nil
 }
 
+// socketOwner returns whose process has to be behind the socket at path: ours or, where the operator's word named the
+// socket, that of the daemon of a system. Errors: see checkSocket.
+func socketOwner(path string, named bool) (int, error) {
+	info, err := os.Lstat(path)
+	if !named {
+		return os.Geteuid(), checkSocket(path)
+	}
+	if err == nil && ownerOf(info) == os.Geteuid() && checkSocket(path) == nil {
+		return os.Geteuid(), nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("looking at the socket %s: %w", path, err)
+	}
+	owner := ownerOf(info)
+	if info.Mode().Type() != fs.ModeSocket {
+		return 0, fmt.Errorf("%w: %s is not a socket", ErrUntrusted, path)
+	}
+	if err := onlyRootAnd(owner, path); err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrUntrusted, err)
+	}
+	return owner, nil
+}
+
 // checkSocket reports why nothing may be sent to the socket at path: fs.ErrNotExist where there is none, ErrUntrusted
 // where somebody else may have put it there.
 func checkSocket(path string) error {

@@ -43,6 +43,8 @@ type relay struct {
 	outMu sync.Mutex // guards writes to Out
 	gone  context.CancelFunc
 
+	badToken sync.Once // it was said
+
 	linkMu sync.Mutex // held while a connection is made; never taken with mu held
 
 	mu        sync.Mutex // guards all below

@@ -44,7 +44,7 @@ func allowed(e Event) ([]string, bool) {
 	case EventVersionDestroyed:
 		return []string{"reason"}, true
 	case EventLeaseCreated:
-		return []string{"delivery", "expires_at", "max_expires_at", "ttl", "ttl_capped", "rule", "policy_hash", "transport", "keep_on_disconnect"}, true
+		return []string{"delivery", "expires_at", "max_expires_at", "ttl", "ttl_capped", "rule", "policy_hash", "transport", "keep_on_disconnect", "peer"}, true
 	case EventLeaseRenewed:
 		return []string{"expires_at", "max_expires_at", "ttl", "ttl_capped", "rule", "policy_hash"}, true
 	case EventLeaseOrphaned:
@@ -54,7 +54,7 @@ func allowed(e Event) ([]string, bool) {
 	case EventLeaseReleased, EventLeaseExpired, EventLeaseRevoked:
 		return []string{"reason", "held_for", "by"}, true
 	case EventLeaseDenied:
-		return []string{"code", "reason", "delivery", "verb"}, true
+		return []string{"code", "reason", "delivery", "verb", "peer"}, true
 	case EventTokenCreated, EventTokenRotated, EventTokenRevoked:
 		return []string{"token_id", "token_identity", "token_type", "expires_at", "reason"}, true
 	case EventAuthFailed:
