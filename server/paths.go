@@ -19,8 +19,8 @@ type Paths struct {
 	Socket string // "": keylease.sock in Data
 }
 
-// maxSocketPath is how long a socket's path may be: the kernels take 104 to 108 bytes.
-const maxSocketPath = 100
+// MaxSocketPath is how long a socket's path may be: the kernels take 104 to 108 bytes.
+const MaxSocketPath = 100
 
 // SocketPath returns where the daemon of this data folder listens. A path that is too long for a socket moves to a
 // folder of our own under /tmp, with a name that two data folders do not share.
@@ -29,7 +29,7 @@ func (p Paths) SocketPath() string {
 	if path == "" {
 		path = filepath.Join(p.Data, "keylease.sock")
 	}
-	if len(path) <= maxSocketPath {
+	if len(path) <= MaxSocketPath {
 		return path
 	}
 	sum := sha256.Sum256([]byte(path))
