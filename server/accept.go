@@ -58,7 +58,9 @@ func (d *daemon) welcome(conn net.Conn, at door) {
 		err = at.admits(peer)
 	}
 	if err != nil {
-		d.Log.Warn().Err(err).Msg("refused a local connection")
+		if d.worthSaying(peer) {
+			d.Log.Warn().Err(err).Msg("refused a local connection")
+		}
 		d.refuse(conn, err)
 		return
 	}

@@ -87,11 +87,12 @@ type daemon struct {
 	verbs     gate
 	lives     sync.Once // whether the kernel knows lives was said
 
-	mu       sync.Mutex // guards the next three
-	ending   bool
-	greeting map[net.Conn]struct{} // have not said hello yet
-	conns    map[*mcpConn]struct{}
-	wg       sync.WaitGroup // connections being served
+	mu        sync.Mutex        // guards the next four
+	strangers map[int]time.Time // uid → when the log named it last
+	ending    bool
+	greeting  map[net.Conn]struct{} // have not said hello yet
+	conns     map[*mcpConn]struct{}
+	wg        sync.WaitGroup // connections being served
 }
 
 // Serve runs the daemon until ctx ends, it is asked to hand over, or (Auto) nobody needs it. It holds Data/lock all

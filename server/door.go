@@ -94,6 +94,24 @@ type door struct {
 	other  string // where to go for another kind; "" where there is nothing else
 }
 
+// worthSaying lets the log name a stranger once a minute: in system mode anybody may knock, and as often as he likes.
+func (d *daemon) worthSaying(p *localPeer) bool {
+	if p == nil {
+		return true
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := d.Now()
+	if last, known := d.strangers[p.UID]; known && now.Sub(last) < time.Minute {
+		return false
+	}
+	if len(d.strangers) >= 1000 || d.strangers == nil {
+		d.strangers = map[int]time.Time{}
+	}
+	d.strangers[p.UID] = now
+	return true
+}
+
 func (d door) opens(kind string) error {
 	if slices.Contains(d.kinds, kind) {
 		return nil
