@@ -137,6 +137,9 @@ func (s *settings) understand(socket string, from sources) (err error) {
 	if s.Data == "" {
 		s.Data = defaultData(s.home)
 	}
+	if s.Anchor == s.Data || strings.HasPrefix(s.Anchor, s.Data+"/") {
+		return from.fault("anchor", "choose a folder that is not restored together with it", "%s lies in the data folder, and would be rolled back with it", terminal(s.Anchor))
+	}
 	if s.PolicyFile == "" {
 		s.PolicyFile = filepath.Join(s.paths.Config, "policy.yaml")
 	}

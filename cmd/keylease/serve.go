@@ -161,6 +161,14 @@ func (up bulletin) elsewhere() string {
 
 // reach is what a command line needs to reach this daemon, with a space before it.
 func (s settings) reach() string {
+	if s.system != nil {
+		return " --socket " + s.system.AdminSocket
+	}
+	return s.serveReach()
+}
+
+// serveReach is what a command line needs to start this daemon.
+func (s settings) serveReach() string {
 	out := ""
 	if base, err := configFile("", s.home); err != nil || base != s.configFile {
 		out += " --config " + s.configFile
@@ -182,7 +190,7 @@ func (up bulletin) next(credentials int, l server.Listening) []string {
 	} else {
 		lines = append(lines, "keylease ls"+reach+"   # what is stored")
 	}
-	lines = append(lines, "claude mcp add keylease -- keylease mcp"+up.agentReach()+"   # or in .mcp.json: {\"mcpServers\": {\"keylease\": {\"command\": \"keylease\", \"args\": [\"mcp\"]}}}")
+	lines = append(lines, "claude mcp add keylease -- keylease mcp"+up.agentReach()+"   # or in .mcp.json: {\"mcpServers\": {\"keylease\": {\"command\": \"keylease\", \"args\": ["+up.agentArgs()+"]}}}")
 	if l.HTTP != "" {
 		lines = append(lines, "keylease token create --identity claude-code"+reach+"   # for clients of http://"+l.HTTP+"/mcp")
 	}

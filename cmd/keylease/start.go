@@ -91,7 +91,7 @@ func (a *app) open(ctx context.Context, o opening) (*lease.Broker, func() error,
 		Log: o.log, Now: time.Now, Grace: o.grace, KeySource: source, Version: version()})
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, gone := os.Lstat(o.PolicyFile); gone != nil {
-			err = fail(exitError, "put it back, or start once without one: keylease serve --no-policy"+o.reach(), "the policy that governed this store is gone: there is no %s", o.PolicyFile)
+			err = fail(exitError, "put it back, or start once without one: keylease serve --no-policy"+o.serveReach(), "the policy that governed this store is gone: there is no %s", o.PolicyFile)
 		}
 	}
 	if err == nil && o.opened != nil {

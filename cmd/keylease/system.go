@@ -134,6 +134,14 @@ func (s settings) anchor() string {
 	return s.paths.Config
 }
 
+// agentArgs is the arguments of an agent's entry in its client's file.
+func (s settings) agentArgs() string {
+	if s.system == nil {
+		return `"mcp"`
+	}
+	return `"mcp", "--socket", "` + s.paths.Socket + `"`
+}
+
 // agentReach is what an agent's command line needs to reach this daemon, with a space before it.
 func (s settings) agentReach() string {
 	if s.system != nil {

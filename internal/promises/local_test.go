@@ -93,7 +93,7 @@ func TestB8OwnUserMode(t *testing.T) {
 	}
 	knock := func(kind string) (string, error) {
 		var conn net.Conn
-		asThread(t, otherUID, func() (err error) { conn, err = net.Dial("unix", w.socket()); return nil })
+		asThread(t, otherUID, func() error { conn, _ = net.Dial("unix", w.socket()); return nil })
 		if conn == nil {
 			return "", os.ErrPermission
 		}
