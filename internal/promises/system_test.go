@@ -61,6 +61,9 @@ func TestB8SystemMode(t *testing.T) {
 			}
 		}
 	}
+	if text := s.ok("audit"); !strings.Contains(text, "claude-code (declared, uid:61002)") || !strings.Contains(text, "claude-code (declared, uid:61005)") {
+		t.Errorf("the two are not told apart: %s", text)
+	}
 	if len(s.processes("serve")) != 1 {
 		t.Error("somebody started another daemon")
 	}
@@ -86,7 +89,7 @@ func TestA12SystemModeKeepsAdminsApart(t *testing.T) {
 		}
 	}
 	for _, uid := range []int{adminUID, daemonUID} {
-		if o := s.as(uid, s.bin, "--socket", s.admins(), "leases"); o.code != 0 || !strings.Contains(o.out, "claude-code (declared)") {
+		if o := s.as(uid, s.bin, "--socket", s.admins(), "leases"); o.code != 0 || !strings.Contains(o.out, "claude-code (declared, uid:61002)") {
 			t.Errorf("uid %d administers: %s", uid, o)
 		}
 		if o := s.as(uid, s.bin, "--socket", s.agents(), "leases"); o.code != 4 {
