@@ -257,3 +257,29 @@ func TestAHandleOnAProcessKnowsItsEnd(t *testing.T) {
 		t.Error("a handle that was given back still answers")
 	}
 }
+
+// A relay that was told where its daemon is waits for that one to come back, and is there again unasked: its leases are
+// adopted before their grace is over.
+func TestARelayWaitsForANamedDaemonToComeBack(t *testing.T) {
+	p := shortDir(t)
+	p.Socket = p.SocketPath()
+	first := newHouse()
+	stop := first.open(t, Options{Paths: p})
+	s := startRelay(t, context.Background(), RelayOptions{Paths: p})
+	s.open("claude-code")
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(300 * time.Millisecond)
+	second := newHouse()
+	second.open(t, Options{Paths: p})
+	comesTrue(t, "the relay is back", func() bool { return len(second.callers()) == 1 })
+	if a := s.ask(call1("1", "whoami", "")); a.text() != "agent claude-code declared claude-code/1.0" {
+		t.Fatal(a.raw)
+	}
+	absent := startRelay(t, context.Background(), RelayOptions{Paths: shortDir(t)})
+	start := time.Now()
+	if a := absent.ask(handshake("0", "x")); a.Error == nil || time.Since(start) > 3*time.Second {
+		t.Errorf("where there was never one: %s after %v", a.raw, time.Since(start))
+	}
+}

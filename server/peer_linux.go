@@ -40,14 +40,29 @@ func peerOf(conn *net.UnixConn) (*localPeer, error) {
 	switch {
 	case lifeErr == nil:
 		peer.life = &pidHandle{fd: pidfd} // closed on exec: the kernel makes it so
-	case errors.Is(lifeErr, unix.ESRCH):
-		peer.lost = true
+	case !errors.Is(lifeErr, unix.ENOPROTOOPT): // reaped already (EINVAL, ESRCH), or a kernel that knows no such option
+		peer.lost = hasPidfds()
 	}
 	if groupErr != nil { // older than Linux 4.13: nobody is let in by a group
 		peer.Groups = nil
 	}
 	return peer, nil
 }
+
+// hasPidfds asks the kernel for a handle on ourselves.
+var hasPidfds = sync.OnceValue(func() bool {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer func() { _, _ = unix.Close(pair[0]), unix.Close(pair[1]) }()
+	fd, err := unix.GetsockoptInt(pair[0], unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+	if err != nil {
+		return false
+	}
+	_ = unix.Close(fd)
+	return true
+})
 
 // peerGroups is SO_PEERGROUPS: the supplementary groups that the peer had when it connected.
 func peerGroups(fd int) ([]int, error) {
