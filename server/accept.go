@@ -13,11 +13,11 @@ import (
 	"keylease/internal/identity"
 )
 
-// accept lets local connections in until the socket is closed.
-func (d *daemon) accept(sock net.Listener) {
+// accept lets local connections in by one door until that is closed.
+func (d *daemon) accept(at door) {
 	slots := make(chan struct{}, maxConns)
 	for {
-		conn, err := sock.Accept()
+		conn, err := at.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -34,23 +34,34 @@ func (d *daemon) accept(sock net.Listener) {
 		}
 		d.wg.Go(func() {
 			defer func() { <-slots }()
-			d.welcome(conn)
+			d.welcome(conn, at)
 		})
 	}
 }
 
 // welcome finds out who came and what for.
-func (d *daemon) welcome(conn net.Conn) {
+func (d *daemon) welcome(conn net.Conn, at door) {
 	defer func() {
 		if p := recover(); p != nil {
 			d.Log.Error().Str("panic", panicText(p)).Bytes("stack", debug.Stack()).Msg("serving a local connection")
 			_ = conn.Close()
 		}
 	}()
-	peer, err := samePeer(conn)
+	peer, err := peerAt(conn)
+	if err == nil {
+		defer peer.letGo()
+		d.lives.Do(func() {
+			if !knowsLives(peer) {
+				d.Log.Debug().Msg("this kernel has no SO_PEERPIDFD: a process that takes the number of one that ended is not told from it")
+			}
+		})
+		err = at.admits(peer)
+	}
 	if err != nil {
-		d.Log.Warn().Err(err).Msg("refused a local connection")
-		_ = conn.Close()
+		if d.worthSaying(peer) {
+			d.Log.Warn().Err(err).Msg("refused a local connection")
+		}
+		d.refuse(conn, err)
 		return
 	}
 	r := bufio.NewReaderSize(conn, 4<<10)
@@ -62,6 +73,9 @@ func (d *daemon) welcome(conn net.Conn) {
 	d.greet(conn, false)
 	if err == nil {
 		err = checkHello(h)
+	}
+	if err == nil {
+		err = at.opens(h.Kind)
 	}
 	if err != nil {
 		d.refuse(conn, err)
@@ -102,27 +116,29 @@ func checkHello(h hello) error {
 	return nil
 }
 
-func (d *daemon) serveMCP(conn net.Conn, r *bufio.Reader, h hello, peer localPeer) {
+func (d *daemon) serveMCP(conn net.Conn, r *bufio.Reader, h hello, peer *localPeer) {
 	c := newMCPConn(d.local, conn, r, h, peer)
+	c.kin = kin(peer, d.peers.look)
+	c.prove()
 	d.mu.Lock()
 	d.conns[c] = struct{}{}
 	if d.ending {
 		c.stop(controlStop)
 	}
 	d.mu.Unlock()
-	leave := d.peers.join(peer.PID)
+	leave := d.peers.join(peer)
 	defer func() {
 		leave()
 		d.mu.Lock()
 		delete(d.conns, c)
 		d.mu.Unlock()
 	}()
-	d.answer(conn)
+	d.answer(conn, c.badToken)
 	c.serve()
 }
 
-func (d *daemon) serveAdmin(conn net.Conn, r *bufio.Reader, peer localPeer) {
-	d.answer(conn)
+func (d *daemon) serveAdmin(conn net.Conn, r *bufio.Reader, peer *localPeer) {
+	d.answer(conn, false)
 	d.admins.Add(1)
 	d.touch()
 	admin := &adminConn{readConn: readConn{conn, r}, peer: peer, closed: make(chan struct{})}
@@ -144,14 +160,14 @@ func (d *daemon) serveHandover(conn net.Conn) {
 		d.refuse(conn, &HelloError{"conflict", "this daemon was started by hand and does not hand over"})
 		return
 	}
-	d.answer(conn)
+	d.answer(conn, false)
 	d.end("handover")
 }
 
-func (d *daemon) answer(conn net.Conn) {
+func (d *daemon) answer(conn net.Conn, badToken bool) {
 	_ = conn.SetWriteDeadline(time.Now().Add(helloTime))
 	_, _ = conn.Write(append(mustJSON(helloAnswer{Keylease: helloVersion, OK: true, Version: d.Version,
-		PID: os.Getpid(), Auto: d.Auto}), '\n'))
+		PID: os.Getpid(), Auto: d.Auto, BadToken: badToken}), '\n'))
 	_ = conn.SetWriteDeadline(time.Time{})
 }
 
@@ -172,7 +188,7 @@ func (d *daemon) refuse(conn net.Conn, err error) {
 // adminConn is a local connection that speaks HTTP from here on.
 type adminConn struct {
 	readConn
-	peer   localPeer
+	peer   *localPeer
 	once   sync.Once
 	closed chan struct{}
 }

@@ -28,8 +28,8 @@ type adminOptions struct {
 	Now       func() time.Time
 }
 
-// admin answers the operator's verbs. Who may reach it was decided by the socket: the peer has the daemon's uid.
-// What is decided here is that it does not come from an MCP client. That is a hurdle, not a wall: a process can
+// admin answers the operator's verbs. Who may reach it was decided by the socket: the peer has the daemon's uid or, in
+// system mode, another that administers. What is decided here is that it does not come from an MCP client. That is a hurdle, not a wall: a process can
 // leave its parents behind, and a shell under this uid can do worse.
 type admin struct{ adminOptions }
 
@@ -100,9 +100,14 @@ func (a admin) handle(do verb) http.Handler {
 // notFromAgents refuses whoever descends from an MCP client that is connected now.
 func (a admin) notFromAgents(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		peer, ok := peerFrom(r.Context())
-		if ok && a.Peers != nil {
-			if why, yes := a.Peers.descends(peer.PID); yes {
+		if peer := peerFrom(r.Context()); peer != nil && a.Peers != nil {
+			why, yes := a.Peers.descends(peer.PID)
+			if peer.gone() { // so what was looked up may be about another process, which has its number now
+				a.refuse(w, &lease.Refusal{Code: CodeDenied, Message: "the process that connected is gone: who asks now can't be known",
+					Hint: "Run the command again; a connection is not to be handed on."})
+				return
+			}
+			if yes {
 				a.Log.Warn().Int("pid", peer.PID).Str("why", why).Str("verb", r.Method+" "+r.URL.Path).Msg("an admin verb was refused to a process of an MCP client")
 				a.refuse(w, &lease.Refusal{Code: CodeDenied, Message: "admin commands are refused to a process that an MCP client started: " + why,
 					Hint: "Run this yourself in a terminal that the agent did not open."})
@@ -154,11 +159,11 @@ func (a admin) status(call) (any, error) {
 // operator is whom the trail names: the peer's uid, and the name that the system knows it by.
 func operator(r *http.Request) identity.Caller {
 	uid := os.Getuid()
-	peer, ok := peerFrom(r.Context())
-	if ok {
-		uid = peer.UID
+	peer := peerFrom(r.Context())
+	if peer == nil {
+		return LocalOperator(uid)
 	}
-	c := LocalOperator(uid)
+	c := LocalOperator(peer.UID)
 	c.PID = peer.PID
 	return c
 }

@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -39,6 +38,7 @@ type Options struct {
 	Paths          Paths
 	HTTPAddr       string   // "": no HTTP
 	AllowedOrigins []string // for HTTP
+	System         *System  // nil: own-user mode
 	Auto           bool     // started by a relay or a command, not by a person: hands over, and stops when idle
 	IdleStop       time.Duration
 	Reload         <-chan struct{} // read the policy again (SIGHUP)
@@ -51,7 +51,8 @@ type Options struct {
 // Listening is where a daemon can be reached.
 type Listening struct {
 	Socket string `json:"socket"`
-	HTTP   string `json:"http,omitempty"` // host:port
+	Admin  string `json:"admin,omitempty"` // the admin's socket, where that is another
+	HTTP   string `json:"http,omitempty"`  // host:port
 }
 
 const (
@@ -86,12 +87,15 @@ type daemon struct {
 	stop      chan string  // a reason; the first one counts
 	adminIn   chan net.Conn
 	over      chan struct{} // closed when the daemon begins to stop
+	verbs     gate
+	lives     sync.Once // whether the kernel knows lives was said
 
-	mu       sync.Mutex // guards the next three
-	ending   bool
-	greeting map[net.Conn]struct{} // have not said hello yet
-	conns    map[*mcpConn]struct{}
-	wg       sync.WaitGroup // connections being served
+	mu        sync.Mutex        // guards the next four
+	strangers map[int]time.Time // uid → when the log named it last
+	ending    bool
+	greeting  map[net.Conn]struct{} // have not said hello yet
+	conns     map[*mcpConn]struct{}
+	wg        sync.WaitGroup // connections being served
 }
 
 // Serve runs the daemon until ctx ends, it is asked to hand over, or (Auto) nobody needs it. It holds Data/lock all
@@ -134,6 +138,11 @@ func serve(ctx context.Context, o Options, open func(context.Context, *daemon) (
 	if !supported {
 		return ErrUnsupported
 	}
+	if o.System != nil {
+		if err := o.System.check(o.Paths); err != nil {
+			return err
+		}
+	}
 	if err := ownFolder(o.Paths.Data); err != nil {
 		return err
 	}
@@ -162,12 +171,11 @@ func serve(ctx context.Context, o Options, open func(context.Context, *daemon) (
 		return err
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
-	sock, err := listenSocket(o.Paths.SocketPath())
+	doors, err := openDoors(o)
 	if err != nil {
 		return err
 	}
-	defer sock.Close()
-	return d.run(ctx, sock, web)
+	return d.run(ctx, doors, web)
 }
 
 func newDaemon(o Options) *daemon {
@@ -181,36 +189,21 @@ func newDaemon(o Options) *daemon {
 	d := &daemon{Options: o, peers: newMCPPeers(lookProcess, exe), stop: make(chan string, 1),
 		adminIn: make(chan net.Conn), over: make(chan struct{}), conns: map[*mcpConn]struct{}{}, greeting: map[net.Conn]struct{}{}}
 	d.listening.Socket = o.Paths.SocketPath()
+	if o.System != nil {
+		d.listening.Admin = o.System.AdminSocket
+	}
 	d.touch()
 	return d
 }
 
-// listenSocket opens the local socket. The lock on the data folder is ours, so what lies at its path and
-// answers nobody is left over.
-func listenSocket(path string) (net.Listener, error) {
-	if err := ownFolder(filepath.Dir(path)); err != nil {
-		return nil, err
-	}
-	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil { // of a daemon on another data folder
-		_ = conn.Close()
-		return nil, &PortError{path, syscall.EADDRINUSE}
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("removing the old socket: %w", err)
-	}
-	sock, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("opening the socket %s: %w", path, err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil { // until here the folder's mode kept others out
-		_ = sock.Close()
-		return nil, fmt.Errorf("closing the socket %s to others: %w", path, err)
-	}
-	return sock, nil
-}
-
 // run serves until there is a reason to stop, and then stops within stopTime.
-func (d *daemon) run(ctx context.Context, sock, web net.Listener) error {
+func (d *daemon) run(ctx context.Context, doors []door, web net.Listener) error {
+	closeDoors := func() { // removes their files too: who comes now starts another daemon, which waits for the lock
+		for _, at := range doors {
+			_ = at.Close()
+		}
+	}
+	defer closeDoors()
 	if err := d.started(ctx, d.listening); err != nil {
 		return fmt.Errorf("recording the start: %w", err)
 	}
@@ -218,13 +211,17 @@ func (d *daemon) run(ctx context.Context, sock, web net.Listener) error {
 	var background sync.WaitGroup
 	defer background.Wait()
 	defer cancel()
-	admin := &http.Server{Handler: d.admin, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute,
+	verbs, hangUp := context.WithCancel(context.WithoutCancel(ctx))
+	defer hangUp()
+	admin := &http.Server{Handler: d.verbs.around(d.admin), BaseContext: func(net.Listener) context.Context { return verbs }, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute,
 		MaxHeaderBytes: 16 << 10, ErrorLog: silent(d.Log)} // no WriteTimeout: a trail that is followed stays open
 	admin.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
 		return withPeer(ctx, conn.(*adminConn).peer)
 	}
 	servers := []*http.Server{admin}
-	background.Go(func() { _ = admin.Serve(&chanListener{in: d.adminIn, addr: sock.Addr(), closed: make(chan struct{})}) })
+	background.Go(func() {
+		_ = admin.Serve(&chanListener{in: d.adminIn, addr: doors[0].Addr(), closed: make(chan struct{})})
+	})
 	if web != nil {
 		s := newHTTPServer(d.web)
 		servers = append(servers, s)
@@ -236,7 +233,9 @@ func (d *daemon) run(ctx context.Context, sock, web net.Listener) error {
 		}
 	})
 	background.Go(func() { d.watch(bg) })
-	background.Go(func() { d.accept(sock) })
+	for _, at := range doors {
+		background.Go(func() { d.accept(at) })
+	}
 	if d.Ready != nil {
 		d.Ready(d.listening)
 	}
@@ -245,8 +244,10 @@ func (d *daemon) run(ctx context.Context, sock, web net.Listener) error {
 	case <-ctx.Done():
 	case reason = <-d.stop:
 	}
-	_ = sock.Close() // removes its file too: who comes now starts another daemon, which waits for the lock
+	closeDoors()
+	hangUp() // on whoever follows the trail
 	d.shutdown(reason, servers)
+	d.verbs.shut() // a verb may still be at work after its connection was closed, and the store closes next
 	return d.stopped(context.WithoutCancel(ctx), reason)
 }
 
@@ -323,4 +324,27 @@ func (d *daemon) served() <-chan struct{} {
 	done := make(chan struct{})
 	go func() { d.wg.Wait(); close(done) }()
 	return done
+}
+
+// gate lets requests through until it is shut, which waits for those inside.
+type gate struct {
+	mu     sync.RWMutex // held by each request for as long as it runs
+	closed bool         // guarded by mu
+}
+
+func (g *gate) around(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		g.mu.RLock()
+		defer g.mu.RUnlock()
+		if g.closed {
+			panic(http.ErrAbortHandler)
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (g *gate) shut() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed = true
 }

@@ -242,7 +242,7 @@ func TestADaemonWithALiveLeaseOrStartedByHandDoesNotStopForIdleness(t *testing.T
 func TestLongPathsMoveToAFolderOfOurOwn(t *testing.T) {
 	long := strings.Repeat("/long-folder-name", 10)
 	a, b := Paths{Data: long + "/a"}.SocketPath(), Paths{Data: long + "/b"}.SocketPath()
-	if a == b || len(a) > maxSocketPath || !strings.HasPrefix(a, fmt.Sprintf("/tmp/keylease-%d/", os.Geteuid())) {
+	if a == b || len(a) > MaxSocketPath || !strings.HasPrefix(a, fmt.Sprintf("/tmp/keylease-%d/", os.Geteuid())) {
 		t.Errorf("got %s and %s", a, b)
 	}
 	p := Paths{Data: filepath.Join(t.TempDir(), strings.Repeat("x", 100))}

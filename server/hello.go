@@ -44,6 +44,7 @@ type helloAnswer struct {
 	Version  string      `json:"version,omitempty"`
 	PID      int         `json:"pid,omitempty"`
 	Auto     bool        `json:"auto,omitempty"`
+	BadToken bool        `json:"bad_token,omitempty"` // every call on this connection will be unauthenticated
 	Error    *HelloError `json:"error,omitempty"`
 }
 
@@ -94,10 +95,11 @@ func sayHello(conn net.Conn, r *bufio.Reader, h hello) (helloAnswer, error) {
 	if err := conn.SetDeadline(time.Now().Add(helloTime)); err != nil {
 		return a, err
 	}
-	if _, err := conn.Write(append(mustJSON(h), '\n')); err != nil {
-		return a, fmt.Errorf("saying hello to the daemon: %w", err)
+	_, told := conn.Write(append(mustJSON(h), '\n'))
+	line, err := readLine(r, maxHello) // a daemon that refuses who we are closes without reading, but says so
+	if err != nil && told != nil {
+		return a, fmt.Errorf("saying hello to the daemon: %w", told)
 	}
-	line, err := readLine(r, maxHello)
 	if err != nil {
 		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF

@@ -78,6 +78,11 @@ func (r *relay) dialDaemon(ctx context.Context) (*link, error) {
 		_ = conn.Close()
 		return nil, err
 	}
+	if l.answer.BadToken {
+		r.badToken.Do(func() {
+			r.Log.Warn().Msg("the token in KEYLEASE_TOKEN is not valid (unknown, expired or revoked): every call will be answered unauthenticated")
+		})
+	}
 	return l, nil
 }
 
@@ -149,9 +154,13 @@ func (r *relay) replaceDaemon(ctx context.Context, old *link) (*link, error) {
 	return r.redial(ctx)
 }
 
-// redial looks for a daemon until there is one, or reconnectTime is over.
+// redial looks for a daemon until there is one, or the time for that is over.
 func (r *relay) redial(ctx context.Context) (*link, error) {
-	ctx, cancel := context.WithTimeout(ctx, reconnectTime)
+	longest := reconnectTime
+	if !r.AutoStart {
+		longest = returnTime
+	}
+	ctx, cancel := context.WithTimeout(ctx, longest)
 	defer cancel()
 	for pause := 20 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		l, err := r.dial(ctx)
@@ -166,12 +175,13 @@ func (r *relay) redial(ctx context.Context) (*link, error) {
 	}
 }
 
-// lasting reports whether trying again at once is of no use.
+// lasting reports whether trying again at once is of no use. A daemon that we do not start is waited for only if there
+// was one before: it may be on its way back.
 func (r *relay) lasting(err error) bool {
 	var start *StartError
 	var refused *HelloError
 	return errors.Is(err, ErrUntrusted) || errors.Is(err, ErrUnsupported) || errors.As(err, &start) ||
-		errors.As(err, &refused) || errors.Is(err, ErrUnreachable) && !r.AutoStart
+		errors.As(err, &refused) || errors.Is(err, ErrUnreachable) && !r.AutoStart && !r.asked
 }
 
 // replay repeats the client's handshake on a new connection and keeps the answer to itself: the client has one.

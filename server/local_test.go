@@ -90,7 +90,7 @@ func (h *house) backend(log zerolog.Logger, called func()) backend {
 				return identity.Principal{Type: identity.Agent, Name: "ci", Proof: identity.Token, By: "token:tk_1"}, nil
 			}},
 		admin: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			p, _ := peerFrom(r.Context())
+			p := peerFrom(r.Context())
 			fmt.Fprintf(w, "uid %d pid %d", p.UID, p.PID)
 		}),
 		activity: func() lease.Activity {

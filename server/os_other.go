@@ -17,6 +17,8 @@ func tryLock(*os.File) error { return ErrUnsupported }
 
 func ownerOf(fs.FileInfo) int { return -1 }
 
+func groupOf(fs.FileInfo) int { return -1 }
+
 func alive(int) bool { return true }
 
 func keepDescriptors() {}

@@ -22,6 +22,14 @@ func ownerOf(info fs.FileInfo) int {
 	return -1
 }
 
+// groupOf returns which group a file is in.
+func groupOf(info fs.FileInfo) int {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return int(st.Gid)
+	}
+	return -1
+}
+
 // detached makes a child a session of its own, so that it outlives the terminal and the agent that started it.
 func detached() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setsid: true} }
 

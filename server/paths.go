@@ -19,8 +19,8 @@ type Paths struct {
 	Socket string // "": keylease.sock in Data
 }
 
-// maxSocketPath is how long a socket's path may be: the kernels take 104 to 108 bytes.
-const maxSocketPath = 100
+// MaxSocketPath is how long a socket's path may be: the kernels take 104 to 108 bytes.
+const MaxSocketPath = 100
 
 // SocketPath returns where the daemon of this data folder listens. A path that is too long for a socket moves to a
 // folder of our own under /tmp, with a name that two data folders do not share.
@@ -29,7 +29,7 @@ func (p Paths) SocketPath() string {
 	if path == "" {
 		path = filepath.Join(p.Data, "keylease.sock")
 	}
-	if len(path) <= maxSocketPath {
+	if len(path) <= MaxSocketPath {
 		return path
 	}
 	sum := sha256.Sum256([]byte(path))
@@ -62,6 +62,29 @@ func checkFolder(dir string) error {
 		return fmt.Errorf("%w: the folder %s is open to others (mode %04o): chmod 700 it", ErrUntrusted, dir, info.Mode().Perm())
 	}
 	return nil
+}
+
+// socketOwner returns whose process has to be behind the socket at path: ours or, where the operator's word named the
+// socket, that of the daemon of a system. Errors: see checkSocket.
+func socketOwner(path string, named bool) (int, error) {
+	info, err := os.Lstat(path)
+	if !named {
+		return os.Geteuid(), checkSocket(path)
+	}
+	if err == nil && ownerOf(info) == os.Geteuid() && checkSocket(path) == nil {
+		return os.Geteuid(), nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("looking at the socket %s: %w", path, err)
+	}
+	owner := ownerOf(info)
+	if info.Mode().Type() != fs.ModeSocket {
+		return 0, fmt.Errorf("%w: %s is not a socket", ErrUntrusted, path)
+	}
+	if err := onlyRootAnd(owner, path); err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrUntrusted, err)
+	}
+	return owner, nil
 }
 
 // checkSocket reports why nothing may be sent to the socket at path: fs.ErrNotExist where there is none, ErrUntrusted

@@ -4,41 +4,76 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 )
 
 // localPeer is the process at the other end of a local connection, as the kernel says.
-type localPeer struct{ UID, PID int }
+type localPeer struct {
+	UID, GID, PID int
+	Groups        []int // beside GID, which may be among them
+
+	// life is the kernel's own handle on that process, for as long as the connection is served: a pid is only a number,
+	// which another process has once this one is gone. nil where the kernel has no such thing.
+	life interface {
+		over() bool
+		close()
+	}
+	lost bool // it had ended before it could be asked about
+}
+
+// gone reports whether the process that connected has ended. Where the kernel can't tell, it has not.
+func (p *localPeer) gone() bool { return p.lost || p.life != nil && p.life.over() }
+
+// letGo gives back what is held of the process. gone is true from then on.
+func (p *localPeer) letGo() {
+	if p.life != nil {
+		p.life.close()
+	}
+}
+
+// in reports whether the process runs in the group.
+func (p *localPeer) in(gid int) bool { return p.GID == gid || slices.Contains(p.Groups, gid) }
 
 type localPeerKey struct{}
 
-// peerFrom returns the local process behind an admin request.
-func peerFrom(ctx context.Context) (localPeer, bool) {
-	p, ok := ctx.Value(localPeerKey{}).(localPeer)
-	return p, ok
+// peerFrom returns the local process behind an admin request; nil where there is none.
+func peerFrom(ctx context.Context) *localPeer {
+	p, _ := ctx.Value(localPeerKey{}).(*localPeer)
+	return p
 }
 
-func withPeer(ctx context.Context, p localPeer) context.Context {
+func withPeer(ctx context.Context, p *localPeer) context.Context {
 	return context.WithValue(ctx, localPeerKey{}, p)
 }
 
-// samePeer returns who is at the other end, or ErrUntrusted where that is not our own user.
-func samePeer(conn net.Conn) (localPeer, error) {
+// peerAt asks the kernel who is at the other end. The caller lets go of the answer.
+func peerAt(conn net.Conn) (*localPeer, error) {
 	uc, ok := conn.(*net.UnixConn)
 	if !ok {
-		return localPeer{}, fmt.Errorf("%w: not a local socket", ErrUntrusted)
+		return nil, fmt.Errorf("%w: not a local socket", ErrUntrusted)
 	}
 	peer, err := peerOf(uc)
 	if err != nil {
-		return localPeer{}, fmt.Errorf("asking the kernel for the socket's peer: %w", err)
-	}
-	if peer.UID != os.Geteuid() {
-		return peer, fmt.Errorf("%w: the process behind it belongs to uid %d, not %d", ErrUntrusted, peer.UID, os.Geteuid())
+		return nil, fmt.Errorf("asking the kernel for the socket's peer: %w", err)
 	}
 	return peer, nil
+}
+
+// checkPeer reports ErrUntrusted unless the process at the other end belongs to uid.
+func checkPeer(conn net.Conn, uid int) error {
+	peer, err := peerAt(conn)
+	if err != nil {
+		return err
+	}
+	defer peer.letGo()
+	if peer.UID != uid {
+		return fmt.Errorf("%w: the process behind it belongs to uid %d, not %d", ErrUntrusted, peer.UID, uid)
+	}
+	return nil
 }
 
 // process is what the process table says of one pid.
@@ -55,24 +90,22 @@ type mcpPeers struct {
 	self string // our own executable: a keylease command may start relays and administer
 
 	mu   sync.Mutex
-	live map[int]int // pid of a relay → its open connections
+	live map[*localPeer]struct{} // one for each open connection
 }
 
 func newMCPPeers(look func(int) (process, bool), self string) *mcpPeers {
-	return &mcpPeers{look: look, self: self, live: map[int]int{}}
+	return &mcpPeers{look: look, self: self, live: map[*localPeer]struct{}{}}
 }
 
-// join notes a connection of pid and returns what undoes it.
-func (m *mcpPeers) join(pid int) (leave func()) {
+// join notes a connection of relay and returns what undoes it.
+func (m *mcpPeers) join(relay *localPeer) (leave func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.live[pid]++
+	m.live[relay] = struct{}{}
 	return func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if m.live[pid]--; m.live[pid] <= 0 {
-			delete(m.live, pid)
-		}
+		delete(m.live, relay)
 	}
 }
 
@@ -83,8 +116,10 @@ func (m *mcpPeers) descends(pid int) (why string, yes bool) {
 	suspects := make(map[int]string, 2*len(m.live))
 	relays := make([]int, 0, len(m.live))
 	for relay := range m.live {
-		suspects[relay] = "an MCP connection"
-		relays = append(relays, relay)
+		if !relay.gone() { // or whoever has its number now would be taken for it
+			suspects[relay.PID] = "an MCP connection"
+			relays = append(relays, relay.PID)
+		}
 	}
 	m.mu.Unlock()
 	for _, relay := range relays {
@@ -121,4 +156,50 @@ func (m *mcpPeers) isClient(pid int) bool {
 func (m *mcpPeers) isKeylease(exe string) bool {
 	exe = strings.TrimSuffix(exe, " (deleted)")
 	return exe != "" && (exe == m.self || filepath.Base(exe) == "keylease")
+}
+
+const (
+	maxKinHops  = 8
+	maxKinBytes = 300
+)
+
+// kin is the process and those above it, as "812 keylease < 790 /usr/bin/node < 611 /usr/bin/bash". It is an attribute
+// for the record: every process chooses its own name and, to a degree, its parents, so nothing is decided by it. ""
+// where the process is gone.
+func kin(peer *localPeer, look func(int) (process, bool)) string {
+	var b strings.Builder
+	for pid, hops := peer.PID, 0; pid > 1; hops++ {
+		p, ok := look(pid)
+		if !ok {
+			break
+		}
+		next := fmt.Sprintf("%d %s", pid, kinName(p.exe))
+		if hops > 0 {
+			next = " < " + next
+		}
+		if hops == maxKinHops || b.Len()+len(next) > maxKinBytes-len(kinMore) {
+			b.WriteString(kinMore)
+			break
+		}
+		b.WriteString(next)
+		pid = p.parent
+	}
+	if peer.gone() { // while we looked: it may have been another's kin
+		return ""
+	}
+	return b.String()
+}
+
+const kinMore = " < …"
+
+// kinName quotes what could be read as more than one name.
+func kinName(exe string) string {
+	exe = cleanText(strings.TrimSuffix(exe, " (deleted)"), 120)
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._+-@:", r)
+	}
+	if exe == "" || strings.ContainsFunc(exe, func(r rune) bool { return !plain(r) }) {
+		return strconv.Quote(exe)
+	}
+	return exe
 }

@@ -7,10 +7,10 @@ import (
 )
 
 // peerOf asks the kernel who connected (LOCAL_PEERCRED, LOCAL_PEERPID).
-func peerOf(conn *net.UnixConn) (localPeer, error) {
+func peerOf(conn *net.UnixConn) (*localPeer, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return localPeer{}, err
+		return nil, err
 	}
 	var cred *unix.Xucred
 	var pid int
@@ -20,13 +20,20 @@ func peerOf(conn *net.UnixConn) (localPeer, error) {
 			pid, credErr = unix.GetsockoptInt(int(fd), unix.SOL_LOCAL, unix.LOCAL_PEERPID)
 		}
 	}); err != nil {
-		return localPeer{}, err
+		return nil, err
 	}
 	if credErr != nil {
-		return localPeer{}, credErr
+		return nil, credErr
 	}
-	return localPeer{UID: int(cred.Uid), PID: pid}, nil
+	peer := &localPeer{UID: int(cred.Uid), GID: -1, PID: pid}
+	for i := range min(int(cred.Ngroups), len(cred.Groups)) {
+		peer.Groups = append(peer.Groups, int(cred.Groups[i]))
+	}
+	return peer, nil
 }
+
+// knowsLives: macOS has no handle on a peer's process.
+func knowsLives(*localPeer) bool { return false }
 
 // lookProcess knows parents only: the session leader and the executable would need calls that want cgo, so a
 // parent that may be a person's shell is not told from an agent's client, and counts as a shell.

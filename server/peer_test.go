@@ -21,9 +21,10 @@ func TestAdminHurdleFollowsTheProcessTree(t *testing.T) {
 		100:       {parent: demo, session: shell, exe: "/opt/other/keylease"},
 	}
 	m := newMCPPeers(func(pid int) (process, bool) { p, ok := table[pid]; return p, ok }, "/usr/bin/keylease")
-	leave := m.join(relay)
-	again := m.join(relay)
-	defer m.join(demoRelay)()
+	leave := m.join(&localPeer{PID: relay})
+	again := m.join(&localPeer{PID: relay})
+	defer m.join(&localPeer{PID: demoRelay})()
+	defer m.join(&localPeer{PID: shell, lost: true})() // had been a relay's number, which is gone
 	for pid, want := range map[int]bool{
 		cli: true, tool: true, client: true, relay: true, 80: true, // the agent and all below it
 		90: false, shell: false, demo: false, 100: false, // a person's shell, and keylease's own commands
@@ -45,7 +46,7 @@ func TestAdminHurdleFollowsTheProcessTree(t *testing.T) {
 
 func TestAProcessTableThatRunsInACircleIsLeft(t *testing.T) {
 	m := newMCPPeers(func(pid int) (process, bool) { return process{parent: pid%5 + 2, session: pid}, true }, "")
-	defer m.join(77)()
+	defer m.join(&localPeer{PID: 77})()
 	if _, yes := m.descends(3); yes {
 		t.Error("3 is no child of 77")
 	}

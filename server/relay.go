@@ -32,6 +32,7 @@ type RelayOptions struct {
 
 const (
 	reconnectTime = 45 * time.Second // how long the relay looks for a daemon: past lockTime + startTime, within the 60 s that clients wait
+	returnTime    = 10 * time.Second // the same for a daemon that a service manager starts again
 	maxRead       = 1 << 20          // of a line that is too long, to find out which request to refuse
 )
 
@@ -42,6 +43,8 @@ type relay struct {
 
 	outMu sync.Mutex // guards writes to Out
 	gone  context.CancelFunc
+
+	badToken sync.Once // it was said
 
 	linkMu sync.Mutex // held while a connection is made; never taken with mu held
 

@@ -46,11 +46,14 @@ type mcpConn struct {
 	r       *bufio.Reader
 	session *session
 	hello   hello
-	peer    localPeer
+	peer    *localPeer
+	kin     string // see kin
 
-	caller identity.Caller // set once by identify, before any request runs
-	known  bool            // caller is somebody; false after a bad token, which is never downgraded to a name
-	named  bool            // identify has run
+	proven   identity.Principal // by the token of the hello; zero without one, or with a bad one
+	badToken bool
+	caller   identity.Caller // set once by identify, before any request runs
+	known    bool            // caller is somebody; false after a bad token, which is never downgraded to a name
+	named    bool            // identify has run
 
 	wmu     sync.Mutex             // guards writes to conn
 	read    atomic.Uint64          // lines taken from conn
@@ -62,7 +65,7 @@ type mcpConn struct {
 	slots    chan struct{}
 }
 
-func newMCPConn(l local, conn net.Conn, r *bufio.Reader, h hello, peer localPeer) *mcpConn {
+func newMCPConn(l local, conn net.Conn, r *bufio.Reader, h hello, peer *localPeer) *mcpConn {
 	return &mcpConn{local: l, conn: conn, r: r, session: newSession(), hello: h, peer: peer,
 		inFlight: map[string]bool{}, slots: make(chan struct{}, maxInFlight)}
 }
@@ -216,19 +219,29 @@ func (c *mcpConn) encode(e *envelope, answer mcp.JSONRPCMessage) []byte {
 	return b
 }
 
+// prove looks at the token of the hello, once, before the hello is answered: whoever sent a bad one is to hear of it.
+func (c *mcpConn) prove() {
+	if c.hello.Token == "" {
+		return
+	}
+	var err error
+	if c.proven, err = c.authenticate(context.Background(), c.hello.Token, "local"); err != nil {
+		c.badToken = true
+		c.log.Warn().Err(err).Int("pid", c.peer.PID).Msg("a local connection came with a token that is not valid")
+	}
+}
+
 // identify fixes who this connection is.
 func (c *mcpConn) identify(ctx context.Context, claimedName, claimedVersion string) {
 	c.named = true
-	c.caller = identity.Caller{Session: c.session.id, Transport: "local", PID: c.peer.PID,
+	c.caller = identity.Caller{Session: c.session.id, Transport: "local", PID: c.peer.PID, Peer: c.kin,
 		ClientName: cleanText(claimedName, maxClaim), ClientVersion: cleanText(claimedVersion, maxClaim)}
 	switch {
 	case c.hello.Token != "":
-		p, err := c.authenticate(ctx, c.hello.Token, "local")
-		if err != nil {
-			c.log.Warn().Err(err).Int("pid", c.peer.PID).Msg("a local connection came with a token that is not valid")
+		if c.badToken {
 			return
 		}
-		c.caller.Principal = p
+		c.caller.Principal = c.proven
 	case c.hello.As != "":
 		c.caller.Principal = declared(c.hello.As, c.peer)
 	default:
@@ -238,7 +251,7 @@ func (c *mcpConn) identify(ctx context.Context, claimedName, claimedVersion stri
 	c.attach(ctx, c.caller)
 }
 
-func declared(name string, peer localPeer) identity.Principal {
+func declared(name string, peer *localPeer) identity.Principal {
 	return identity.Principal{Type: identity.Agent, Name: name, Proof: identity.Declared, By: fmt.Sprintf("uid:%d", peer.UID)}
 }
 

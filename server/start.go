@@ -77,9 +77,13 @@ func Dial(ctx context.Context, o DialOptions) (net.Conn, error) {
 // connect tries once. Where nothing listens the error is ErrUnreachable.
 func connect(ctx context.Context, p Paths) (net.Conn, error) {
 	path := p.SocketPath()
-	if err := checkSocket(path); errors.Is(err, fs.ErrNotExist) {
+	owner, err := socketOwner(path, p.Socket != "")
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, ErrUnreachable
-	} else if err != nil {
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("%w that this user could reach: %w", ErrUnreachable, err)
+	case err != nil:
 		return nil, err
 	}
 	dialer := net.Dialer{Timeout: dialTime}
@@ -88,9 +92,12 @@ func connect(ctx context.Context, p Paths) (net.Conn, error) {
 		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
 			return nil, ErrUnreachable // a socket that a killed daemon left
 		}
+		if errors.Is(err, fs.ErrPermission) {
+			return nil, fmt.Errorf("%w that this user could reach: %w", ErrUnreachable, err)
+		}
 		return nil, fmt.Errorf("connecting to the daemon: %w", err)
 	}
-	if _, err := samePeer(conn); err != nil {
+	if err := checkPeer(conn, owner); err != nil {
 		_ = conn.Close()
 		return nil, err
 	}

@@ -115,7 +115,7 @@ func writeEntry(w io.Writer, data []byte) error {
 	}
 	line := fmt.Sprintf("%s  #%d  %-18s", moment(e.Time), e.Seq, e.Event)
 	if e.Identity.Name != "" {
-		line += fmt.Sprintf("  %s (%s)", e.Identity.Name, e.Identity.Proof)
+		line += "  " + whoIs(e.Identity.Name, e.Identity.Proof, e.Identity.By)
 	}
 	if e.Credential != "" {
 		line += "  " + e.Credential

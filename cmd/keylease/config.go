@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,14 +31,17 @@ import (
 // variables (LOG__LEVEL for log.level), flags. Paths in the file may begin with ~/ and are otherwise relative to the
 // file's folder.
 type Config struct {
-	HTTP           string    `koanf:"http" yaml:"http"`                     // address of /mcp and /sse, or "off"
-	AllowedOrigins []string  `koanf:"allowedOrigins" yaml:"allowedOrigins"` // web pages that may call, as in https://tools.example; none by default
-	Data           string    `koanf:"data" yaml:"data"`                     // folder that holds the store
-	RootKeyFile    string    `koanf:"rootKeyFile" yaml:"rootKeyFile"`       // "": where it was when the store was made, else root.key beside this file
-	PolicyFile     string    `koanf:"policyFile" yaml:"policyFile"`         // "": policy.yaml beside this file
-	Log            LogConfig `koanf:"log" yaml:"log"`
-	Grace          string    `koanf:"grace" yaml:"grace"`       // how long leases outlive the session they were taken in
-	IdleStop       string    `koanf:"idleStop" yaml:"idleStop"` // how long a daemon that was started automatically stays with nothing to do
+	HTTP           string       `koanf:"http" yaml:"http"`                     // address of /mcp and /sse, or "off"
+	AllowedOrigins []string     `koanf:"allowedOrigins" yaml:"allowedOrigins"` // web pages that may call, as in https://tools.example; none by default
+	Data           string       `koanf:"data" yaml:"data"`                     // folder that holds the store
+	RootKeyFile    string       `koanf:"rootKeyFile" yaml:"rootKeyFile"`       // "": where it was when the store was made, else root.key beside this file
+	PolicyFile     string       `koanf:"policyFile" yaml:"policyFile"`         // "": policy.yaml beside this file
+	Anchor         string       `koanf:"anchor" yaml:"anchor"`                 // folder of the anchors, never in the data folder; "": that of this file
+	Socket         SocketConfig `koanf:"socket" yaml:"socket"`
+	Admin          AdminConfig  `koanf:"admin" yaml:"admin"`
+	Log            LogConfig    `koanf:"log" yaml:"log"`
+	Grace          string       `koanf:"grace" yaml:"grace"`       // how long leases outlive the session they were taken in
+	IdleStop       string       `koanf:"idleStop" yaml:"idleStop"` // how long a daemon that was started automatically stays with nothing to do
 
 	Identities IdentitiesConfig `koanf:"identities" yaml:"identities"`
 }
@@ -53,8 +57,8 @@ type LogConfig struct {
 }
 
 func defaults() Config {
-	return Config{HTTP: "127.0.0.1:8700", AllowedOrigins: []string{}, Log: LogConfig{Level: "info"}, Grace: "1m", IdleStop: "30m",
-		Identities: IdentitiesConfig{Declared: allow}}
+	return Config{HTTP: "127.0.0.1:8700", AllowedOrigins: []string{}, Socket: SocketConfig{Allow: AllowConfig{UIDs: []strictyaml.Name{}, Groups: []strictyaml.Name{}}}, Admin: AdminConfig{UIDs: []strictyaml.Name{}},
+		Log: LogConfig{Level: "info"}, Grace: "1m", IdleStop: "30m", Identities: IdentitiesConfig{Declared: allow}}
 }
 
 // What identities.declared can be.
@@ -73,12 +77,16 @@ type flags struct {
 type settings struct {
 	Config
 	paths           server.Paths
+	system          *server.System // nil: own-user mode
 	home            string
 	configFile      string
 	explicitKey     bool // the root key's file was named by a flag, the environment or keylease.yaml
 	grace, idleStop time.Duration
 	level           zerolog.Level
 }
+
+// pathKeys are the keys whose values are paths.
+var pathKeys = [...]string{"data", "rootKeyFile", "policyFile", "anchor", "socket.path", "socket.admin"}
 
 // notConfig are the variables that are read elsewhere, or by the daemon that a store's key source makes read them.
 var notConfig = [...]string{"KEYLEASE_TOKEN", "KEYLEASE_AS", "KEYLEASE_SOCKET", "KEYLEASE_ROOT_KEY"}
@@ -105,7 +113,7 @@ func (a *app) settings(useEnv bool) (settings, error) {
 		return s, err
 	}
 	fromFile := func(p string) (string, error) { return resolve(p, home, s.paths.Config) }
-	for _, key := range []string{"data", "rootKeyFile", "policyFile"} {
+	for _, key := range pathKeys {
 		path, err := fromFile(k.String(key))
 		if err != nil {
 			return s, usagef("", "%s: %s: %s", file, key, err)
@@ -142,6 +150,9 @@ func (s *settings) understand(socket string, from sources) (err error) {
 	if s.Data == "" {
 		s.Data = defaultData(s.home)
 	}
+	if s.Anchor == s.Data || strings.HasPrefix(s.Anchor, s.Data+"/") {
+		return from.fault("anchor", "choose a folder that is not restored together with it", "%s lies in the data folder, and would be rolled back with it", terminal(s.Anchor))
+	}
 	if s.PolicyFile == "" {
 		s.PolicyFile = filepath.Join(s.paths.Config, "policy.yaml")
 	}
@@ -170,8 +181,10 @@ func (s *settings) understand(socket string, from sources) (err error) {
 			return from.fault("allowedOrigins", hint, "%q is not an origin, as browsers send it", terminal(o))
 		}
 	}
-	s.level, err = zerolog.ParseLevel(s.Log.Level)
-	return err
+	if s.level, err = zerolog.ParseLevel(s.Log.Level); err != nil {
+		return err
+	}
+	return s.understandSystem(from)
 }
 
 func checkHTTP(addr string) error {
@@ -270,10 +283,10 @@ func (a *app) loadEnv(k *koanf.Koanf, home string, from sources) error {
 			return "", nil
 		}
 		from[key] = name
-		switch key {
-		case "allowedOrigins":
+		switch {
+		case reflect.TypeOf(k.Get(key)).Kind() == reflect.Slice:
 			return key, strings.FieldsFunc(value, func(r rune) bool { return r == ',' || r == ' ' })
-		case "data", "rootKeyFile", "policyFile":
+		case slices.Contains(pathKeys[:], key):
 			path, err := resolve(value, home, "")
 			if err != nil {
 				fault = usagef("", "%s: %s", name, err)

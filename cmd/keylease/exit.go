@@ -74,6 +74,8 @@ func classify(err error) (code int, hint string) {
 		running *server.RunningError
 		port    *server.PortError
 		faults  strictyaml.Faults
+		unsafe  *server.UnsafeError
+		hello   *server.HelloError
 	)
 	switch {
 	case errors.As(err, &t):
@@ -95,6 +97,10 @@ func classify(err error) (code int, hint string) {
 			return start.Code, hint
 		}
 		return exitUnreachable, "keylease serve in a terminal shows more"
+	case errors.As(err, &unsafe):
+		return exitError, unsafe.Remedy
+	case errors.As(err, &hello):
+		return codeOf(lease.Code(hello.Code)), ""
 	case errors.Is(err, store.ErrLocked):
 		return exitConflict, "one daemon per data folder: stop the other, or choose another folder with --data"
 	case errors.Is(err, store.ErrWrongKey):
@@ -103,8 +109,10 @@ func classify(err error) (code int, hint string) {
 		return exitIntegrity, "nothing is lent until the folder is restored from a backup"
 	case errors.Is(err, store.ErrNoStore):
 		return exitNotFound, "keylease init makes one"
-	case errors.Is(err, store.ErrFolder), errors.Is(err, server.ErrUntrusted):
-		return exitUnreachable, "the folder and its socket must be yours alone (chmod 700)"
+	case errors.Is(err, store.ErrFolder):
+		return exitUnreachable, "the folder must be yours alone (chmod 700)"
+	case errors.Is(err, server.ErrUntrusted):
+		return exitUnreachable, "the folder and its socket must be yours alone (chmod 700); those of a system's daemon (--socket) root's or that daemon's, with no folder above that others may write in"
 	case errors.Is(err, server.ErrUnreachable):
 		return exitUnreachable, ""
 	}

@@ -47,6 +47,9 @@ func (a *app) init(ctx context.Context) error {
 		return err
 	}
 	harden()
+	if s.system != nil && os.Geteuid() == 0 {
+		return usagef("start the service: docs/system-mode.md", "in system mode the daemon makes its store itself, as its own user, at its first start; root's would not be its own")
+	}
 	if _, err := store.KeySource(s.Data); err == nil {
 		if _, err := os.Lstat(s.PolicyFile); errors.Is(err, fs.ErrNotExist) {
 			return a.withAdmin(func(c *server.AdminClient) error { return a.addPolicy(ctx, c, s) })

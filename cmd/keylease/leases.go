@@ -3,7 +3,9 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -58,7 +60,16 @@ func leaseTable(w io.Writer, list []lease.Info, now time.Time) {
 	table(w, "no live leases", "LEASE CREDENTIAL VERSION HOLDER DELIVERY ENDS PURPOSE", rows)
 }
 
-func holder(h lease.HolderInfo) string { return h.Name + " (" + h.Proof.String() + ")" }
+func holder(h lease.HolderInfo) string { return whoIs(h.Name, h.Proof.String(), h.By) }
+
+// whoIs is a name and how far it can be trusted. What another user's agent declares is worth that user's number: two
+// users' agents may give themselves one name.
+func whoIs(name, proof, by string) string {
+	if strings.HasPrefix(by, "uid:") && by != "uid:"+strconv.Itoa(os.Getuid()) {
+		proof += ", " + by
+	}
+	return name + " (" + proof + ")"
+}
 
 func (a *app) releaseCommand() *cobra.Command {
 	return &cobra.Command{Use: "release LEASE", Short: "End one lease now, whoever holds it", Args: exactly("LEASE"),

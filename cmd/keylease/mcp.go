@@ -19,7 +19,8 @@ func (a *app) mcpCommand() *cobra.Command {
 		Long: `Speaks MCP on stdin and stdout for one client, and passes it on to the daemon, which it starts where none runs.
 
 Who is asking: the identity of the token in KEYLEASE_TOKEN; else --as or KEYLEASE_AS; else the name that the
-client gives itself. KEYLEASE_SOCKET names another socket. Nothing else is taken from the environment.`,
+client gives itself. KEYLEASE_SOCKET names another socket, as does --socket: a daemon in system mode is joined that
+way. Nothing else is taken from the environment.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return spoken(a.mcp(cmd.Context(), as, standalone)) }}
 	c.Flags().StringVar(&as, "as", "", "name of the agent, where no token says it")
 	c.Flags().BoolVar(&standalone, "standalone", false, "be the daemon too, until the client leaves")
@@ -32,6 +33,7 @@ client gives itself. KEYLEASE_SOCKET names another socket. Nothing else is taken
 const emptyToken = "(empty)"
 
 func (a *app) mcp(ctx context.Context, as string, standalone bool) error {
+	harden() // first of all: until then another process of this user could read our environment, token and all
 	if a.flags.rootKey != "" && !standalone {
 		return usagef("leave it out: the daemon knows where its key is; or add --standalone", "--root-key-file goes with --standalone only")
 	}
@@ -52,10 +54,8 @@ func (a *app) mcp(ctx context.Context, as string, standalone bool) error {
 	if err != nil {
 		return err
 	}
-	if s.paths.Socket == "" {
-		if s.paths.Socket, err = absolute(a.env("KEYLEASE_SOCKET")); err != nil {
-			return err
-		}
+	if s.paths.Socket, err = s.named(a.env, s.Socket.Path); err != nil {
+		return err
 	}
 	start, err := a.daemonStart(s)
 	if err != nil {
@@ -69,7 +69,9 @@ func (a *app) mcp(ctx context.Context, as string, standalone bool) error {
 	if runtime.GOOS == "windows" {
 		return server.ErrUnsupported
 	}
-	harden()
+	if s.system != nil {
+		return usagef("leave --standalone out", "--standalone is a daemon of one's own, and socket.allow makes this one a system's")
+	}
 	return server.Standalone(ctx, server.Options{
 		Open: func(ctx context.Context) (*lease.Broker, func() error, error) {
 			return a.open(ctx, opening{settings: s, log: relay.Log})

@@ -21,6 +21,14 @@ func ownerOf(info fs.FileInfo) int {
 	return -1
 }
 
+// groupOf returns which group a file is in, or -1.
+func groupOf(info fs.FileInfo) int {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return int(st.Gid)
+	}
+	return -1
+}
+
 // fileStamp changes whenever the file does: the change time can't be set back by whoever edits it.
 func fileStamp(f *os.File) (string, error) {
 	var st unix.Stat_t

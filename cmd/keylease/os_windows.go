@@ -9,6 +9,8 @@ const noFollow = 0
 
 func ownerOf(fs.FileInfo) int { return os.Geteuid() }
 
+func groupOf(fs.FileInfo) int { return -1 }
+
 func fileStamp(f *os.File) (string, error) {
 	info, err := f.Stat()
 	if err != nil {

@@ -49,6 +49,17 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	if f.auto { // the socket is all that whoever starts it needs
 		s.HTTP = "off"
 	}
+	if s.system != nil {
+		if f.auto {
+			return usagef("", "a daemon of system mode is started by its service manager only")
+		}
+		if s.paths.Socket == "" {
+			s.paths.Socket = s.Socket.Path
+		}
+		if s.system.Guarded, err = a.guarded(s); err != nil {
+			return err
+		}
+	}
 	seed, err := a.readSeed(f.seed)
 	if err != nil {
 		return err
@@ -68,7 +79,7 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 					return a.seedOwn(ctx, b, seed, false)
 				}})
 		},
-		Log: log, Version: version(), Paths: s.paths, HTTPAddr: httpAddr(s.HTTP), AllowedOrigins: s.AllowedOrigins,
+		Log: log, Version: version(), Paths: s.paths, HTTPAddr: httpAddr(s.HTTP), AllowedOrigins: s.AllowedOrigins, System: s.system,
 		Auto: f.auto, IdleStop: s.idleStop, Reload: reload,
 		Ready: func(l server.Listening) {
 			if !f.auto {
@@ -118,6 +129,9 @@ func (a *app) announce(up bulletin, l server.Listening) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "keylease %s is up\n", version())
 	fmt.Fprintf(&b, "  local    %s\n", l.Socket)
+	if l.Admin != "" {
+		fmt.Fprintf(&b, "  admin    %s\n", l.Admin)
+	}
 	if l.HTTP != "" {
 		fmt.Fprintf(&b, "  http     http://%s/mcp and /sse, with a token\n", l.HTTP)
 	}
@@ -150,6 +164,14 @@ func (up bulletin) elsewhere() string {
 
 // reach is what a command line needs to reach this daemon, with a space before it.
 func (s settings) reach() string {
+	if s.system != nil {
+		return " --socket " + s.system.AdminSocket
+	}
+	return s.serveReach()
+}
+
+// serveReach is what a command line needs to start this daemon.
+func (s settings) serveReach() string {
 	out := ""
 	if base, err := configFile("", s.home); err != nil || base != s.configFile {
 		out += " --config " + s.configFile
@@ -157,7 +179,7 @@ func (s settings) reach() string {
 	if s.Data != defaultData(s.home) {
 		out += " --data " + s.Data
 	}
-	if s.paths.Socket != "" {
+	if s.paths.Socket != "" && s.system == nil { // in system mode it is the agents'
 		out += " --socket " + s.paths.Socket
 	}
 	return out
@@ -171,7 +193,7 @@ func (up bulletin) next(credentials int, l server.Listening) []string {
 	} else {
 		lines = append(lines, "keylease ls"+reach+"   # what is stored")
 	}
-	lines = append(lines, "claude mcp add keylease -- keylease mcp"+reach+"   # or in .mcp.json: {\"mcpServers\": {\"keylease\": {\"command\": \"keylease\", \"args\": [\"mcp\"]}}}")
+	lines = append(lines, "claude mcp add keylease -- keylease mcp"+up.agentReach()+"   # or in .mcp.json: {\"mcpServers\": {\"keylease\": {\"command\": \"keylease\", \"args\": ["+up.agentArgs()+"]}}}")
 	if l.HTTP != "" {
 		lines = append(lines, "keylease token create --identity claude-code"+reach+"   # for clients of http://"+l.HTTP+"/mcp")
 	}

@@ -38,10 +38,12 @@ func (a *app) admin() (*server.AdminClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.paths.Socket == "" {
-		if s.paths.Socket, err = absolute(a.env("KEYLEASE_SOCKET")); err != nil {
-			return nil, err
-		}
+	admin := ""
+	if s.system != nil {
+		admin = s.system.AdminSocket
+	}
+	if s.paths.Socket, err = s.named(a.env, admin); err != nil {
+		return nil, err
 	}
 	return a.adminOf(s)
 }
@@ -90,7 +92,7 @@ func (a *app) open(ctx context.Context, o opening) (*lease.Broker, func() error,
 		DenyDeclared: o.Identities.Declared == deny})
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, gone := os.Lstat(o.PolicyFile); gone != nil {
-			err = fail(exitError, "put it back, or start once without one: keylease serve --no-policy"+o.reach(), "the policy that governed this store is gone: there is no %s", o.PolicyFile)
+			err = fail(exitError, "put it back, or start once without one: keylease serve --no-policy"+o.serveReach(), "the policy that governed this store is gone: there is no %s", o.PolicyFile)
 		}
 	}
 	if err == nil && o.opened != nil {
@@ -109,7 +111,7 @@ func (a *app) open(ctx context.Context, o opening) (*lease.Broker, func() error,
 }
 
 func (a *app) openStore(s settings, source string, create, generate bool, log zerolog.Logger) (*store.Store, error) {
-	if err := makeFolder(s.paths.Config); err != nil {
+	if err := errors.Join(makeFolder(s.paths.Config), makeFolder(s.anchor())); err != nil {
 		return nil, err
 	}
 	key, err := a.rootKey(s, source, generate)
@@ -117,7 +119,7 @@ func (a *app) openStore(s settings, source string, create, generate bool, log ze
 		return nil, err
 	}
 	defer clear(key)
-	return store.Open(store.Options{Dir: s.Data, AnchorDir: s.paths.Config, RootKey: key, KeySource: source,
+	return store.Open(store.Options{Dir: s.Data, AnchorDir: s.anchor(), RootKey: key, KeySource: source,
 		Create: create, Log: log, Now: time.Now})
 }
 

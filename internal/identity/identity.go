@@ -94,6 +94,7 @@ type Caller struct {
 	ClientName    string // as the client claims
 	ClientVersion string // as the client claims
 	PID           int    // the local peer's process id; 0 elsewhere
+	Peer          string // the local peer's program and those that started it, as they call themselves; "" elsewhere
 }
 
 type callerKey struct{}

@@ -336,6 +336,13 @@ func entry(event store.Event, caller identity.Caller) store.Entry {
 		Session: caller.Session, ClientName: caller.ClientName, ClientVersion: caller.ClientVersion}}
 }
 
+// notePeer puts the program behind a local caller into an Entry, as an attribute: it decides nothing.
+func notePeer(e *store.Entry, caller identity.Caller) {
+	if caller.Peer != "" {
+		e.Details["peer"] = caller.Peer
+	}
+}
+
 // entry begins an Entry about l.
 func (l *lease) entry(event store.Event, caller identity.Caller, now time.Time) store.Entry {
 	e := entry(event, caller)

@@ -78,6 +78,7 @@ func (b *Broker) admit(caller identity.Caller, r Request) (*lease, policy.Decisi
 	if b.policy.current != nil {
 		e.Details["policy_hash"] = b.policy.current.Hash()
 	}
+	notePeer(&e, caller)
 	w, err := b.submit(store.Change{Entry: e}, nil)
 	if err != nil {
 		return nil, none, written{}, err

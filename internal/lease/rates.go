@@ -141,6 +141,7 @@ func (b *Broker) denied(caller identity.Caller, credential, leaseID, verb, purpo
 	if way != "" {
 		e.Details["delivery"] = CleanText(string(way), 20)
 	}
+	notePeer(&e, caller)
 	// What was asked for is the caller's own text: kept as asked, cleaned, and never looked up again.
 	e.Credential, e.LeaseID = CleanText(credential, 128), CleanText(leaseID, 64)
 	b.mu.Lock()

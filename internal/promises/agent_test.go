@@ -151,6 +151,7 @@ type spec struct {
 	flags  []string
 	env    []string
 	dir    string
+	user   *user // nil: who runs the tests
 }
 
 const (
@@ -203,6 +204,10 @@ func (w *world) start(s spec) (*agent, error) {
 	cmd.Env, cmd.Dir, cmd.ExtraFiles = w.env(s.env...), s.dir, []*os.File{told}
 	if cmd.Dir == "" {
 		cmd.Dir = w.home
+	}
+	if s.user != nil {
+		cmd.SysProcAttr = s.user.credential()
+		cmd.Env, cmd.Dir = append(cmd.Env, "HOME="+s.user.home), s.user.home
 	}
 	said := &buffer{}
 	cmd.Stderr = said

@@ -24,6 +24,9 @@ import (
 var built string
 
 func TestMain(m *testing.M) {
+	if os.Getenv(strangerEnv) != "" {
+		os.Exit(stranger())
+	}
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp(ground(), "klbin")
 		if err != nil {

@@ -232,9 +232,9 @@ func TestA10RemovedIsGone(t *testing.T) {
 	}
 }
 
-// TestAdminVerbsAreRefusedToAgents: a process that an MCP client started gets exit 4 for what changes anything and for
+// TestA12AdminVerbsAreRefusedToAgents: a process that an MCP client started gets exit 4 for what changes anything and for
 // what shows other people's business, also when it comes from the client itself.
-func TestAdminVerbsAreRefusedToAgents(t *testing.T) {
+func TestA12AdminVerbsAreRefusedToAgents(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.seed(secretOf("db", ""))

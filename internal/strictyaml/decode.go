@@ -103,7 +103,7 @@ func (d *Document) decodeScalar(n *yaml.Node, v reflect.Value, name string) {
 	switch v.Kind() {
 	case reflect.String:
 		want = "must be text: put it in quotes"
-		if ok = ok && tag == "!!str"; ok {
+		if ok = ok && (tag == "!!str" || v.Type() == reflect.TypeFor[Name]() && tag == "!!int" && plainNumber(n.Value)); ok {
 			v.SetString(n.Value)
 		}
 	case reflect.Bool:
@@ -133,6 +133,15 @@ func (d *Document) decodeScalar(n *yaml.Node, v reflect.Value, name string) {
 	if !ok {
 		d.mismatch(n, name+" "+want)
 	}
+}
+
+// Name is text that may be written like a number, as the name of a user may be the user's number.
+type Name string
+
+// plainNumber says that every reader of YAML takes s for the same number.
+func plainNumber(s string) bool {
+	i, err := strconv.ParseInt(s, 10, 64)
+	return err == nil && strconv.FormatInt(i, 10) == s
 }
 
 func (d *Document) mismatch(n *yaml.Node, message string) {
