@@ -92,19 +92,6 @@ func TestARefusedMessageIsAnsweredUnderItsOneID(t *testing.T) {
 	}
 }
 
-func FuzzStrictJSON(f *testing.F) {
-	f.Add([]byte(`{"jsonrpc":"2.0","id":1,"method":"ping","params":{"a":[1,{"b":null}]}}`))
-	f.Add([]byte(`{"id":1,"ID":2}`))
-	f.Fuzz(func(t *testing.T, line []byte) {
-		if strictJSON(line) != nil {
-			return
-		}
-		if _, fault := parseEnvelope(line); fault != nil && fault.Code == -32700 {
-			t.Fatalf("let through and yet not parsable: %q", line)
-		}
-	})
-}
-
 func TestReadLine(t *testing.T) {
 	r := bufio.NewReaderSize(strings.NewReader("one\r\n\n"+strings.Repeat("y", 100)+"\n"+strings.Repeat("z", 101)+"\nlast"), 16)
 	for _, want := range []string{"one", "", strings.Repeat("y", 100)} {
