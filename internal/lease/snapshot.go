@@ -84,6 +84,9 @@ func (ix *index) restore(data []byte) error {
 	}
 	ix.seq, ix.newest, ix.policy = s.Seq, s.Newest, s.Policy
 	for _, m := range s.Credentials {
+		if ix.byID[m.ID] != nil || ix.creds[m.Name] != nil {
+			return fmt.Errorf("the snapshot has credential %s twice", m.ID)
+		}
 		c := &credential{ref: m.Ref, values: m.Values, leases: map[*lease]struct{}{}}
 		if c.values == nil {
 			c.values = map[int]store.RecordRef{}
@@ -100,6 +103,9 @@ func (ix *index) restore(data []byte) error {
 		c := ix.byID[m.CredentialID]
 		if c == nil {
 			return fmt.Errorf("the snapshot's lease %s is of a credential that is not in it", m.ID)
+		}
+		if ix.leases[m.ID] != nil {
+			return fmt.Errorf("the snapshot has lease %s twice", m.ID)
 		}
 		ix.addLease(&lease{id: m.ID, owner: m.Owner, session: m.Session, cred: c, version: m.Version,
 			delivery: m.Delivery, purpose: m.Purpose, issued: m.Issued, expires: m.Expires, maxAt: m.MaxAt,
