@@ -45,15 +45,25 @@ func (a *agent) say(_, line string) (string, error) {
 			return r.text, nil
 		default:
 		}
-		a.mu.Lock()
-		if len(a.strays) > 0 { // an answer to a message whose id could not be read
-			line, a.strays = a.strays[0], a.strays[1:]
-			a.mu.Unlock()
-			return line, nil
+		if nobodys, ok := a.nobodys(); ok {
+			return nobodys, nil
 		}
-		a.mu.Unlock()
 	}
 	return "", fmt.Errorf("no answer to %.300s", line)
+}
+
+// nobodys is the answer to a message whose id could not be read. Notifications, which are nobody's either, are dropped.
+func (a *agent) nobodys() (line string, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, line := range a.strays {
+		if strings.Contains(line, `"id":null`) {
+			a.strays = nil
+			return line, true
+		}
+	}
+	a.strays = nil
+	return "", false
 }
 
 func (c *web) say(method, line string) (string, error) {
