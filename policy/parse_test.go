@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"reflect"
@@ -135,10 +136,13 @@ func TestParseWords(t *testing.T) {
 	}
 }
 
+// What parses, parses to the same again; it decides without a panic and within its limits; with a key that nobody knows
+// added to it, it is refused.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte("version: 1\nrules:\n- {name: a, identities: [\"*\"], credentials: [\"*\"], metadata: {a: [b]}, proof: token}"))
 	f.Add([]byte("version: 1\nrules: [{name: b, credentials: [x], effect: deny}]"))
 	f.Add([]byte(`{"version": 1, "limits": {"leaseRate": 1e3}, "rules": []}`))
+	f.Add([]byte("version: 1\ndefaults: {defaultLeaseTTL: 5m}\nlimits: {maxLeaseTTL: 2h, leaseBurst: 3}\nrules:\n- name: |\n    a\n  identities: [\"a?\", x]\n  credentials: [\"*-prod\"]\n  maxLeases: 2\n  delivery: [value, exec]\n  approval: user\n  purpose: required\n  keepOnDisconnect: true\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		p, err := policy.Parse("p", data)
 		if (p == nil) == (err == nil) {
@@ -147,11 +151,26 @@ func FuzzParse(f *testing.F) {
 		if p == nil {
 			return
 		}
-		r := policy.Request{Identity: agent("a", identity.Token), Credential: key("x", "a", "b")}
-		if d := p.Decide(r); d.Allow && (d.TTL <= 0 || d.TTL > d.MaxTTL || d.MaxTTL > time.Hour || len(d.Deliveries) == 0 || d.Rule == "") {
-			t.Errorf("%+v", d)
+		if again, err := policy.Parse("p", bytes.Clone(data)); err != nil || !reflect.DeepEqual(p, again) {
+			t.Fatalf("parsed again it is another: %v", err)
 		}
-		p.Explain(r)
+		for _, r := range []policy.Request{
+			{Identity: agent("a", identity.Token), Credential: key("x", "a", "b")},
+			{Identity: agent("a", identity.Declared), Credential: key("db-prod"), TTL: time.Minute},
+			{Identity: identity.Principal{Type: identity.Human, Name: "a@example.com", Proof: identity.OIDC}, Credential: key("x"), TTL: policy.DefaultMaxTTL * 2},
+			{Identity: agent("*", identity.Token), Credential: key("*")}, {}, {TTL: -1, Identity: agent("a", identity.MTLS)},
+		} {
+			d := p.Decide(r)
+			if d.Allow && (d.TTL <= 0 || d.TTL > d.MaxTTL || d.MaxTTL > time.Hour || len(d.Deliveries) == 0 || d.Rule == "" || r.Identity.Name == "*" || r.TTL < 0) {
+				t.Errorf("%+v: %+v", r, d)
+			}
+			p.Explain(r)
+		}
 		p.Warnings()
+		for _, more := range []string{"\nnobodyKnows: 1\n", "\n\"Rules\": []\n"} {
+			if _, err := policy.Parse("p", append(bytes.Clone(data), more...)); err == nil {
+				t.Errorf("%q is taken with %q at its end", data, more)
+			}
+		}
 	})
 }

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"keylease/internal/lease"
@@ -29,6 +30,14 @@ func NewAdminClient(d DialOptions) *AdminClient {
 	}}}
 }
 
+// segment is name as one segment of a path. "." and ".." would be walked on the way, to another verb's answer.
+func segment(name string) string {
+	if name == "." || name == ".." {
+		return strings.ReplaceAll(name, ".", "%2E")
+	}
+	return url.PathEscape(name)
+}
+
 // Close lets go of the connection.
 func (c *AdminClient) Close() { c.http.CloseIdleConnections() }
 
@@ -44,7 +53,7 @@ func (c *AdminClient) Credentials(ctx context.Context, match string) ([]lease.Cr
 }
 
 func (c *AdminClient) Credential(ctx context.Context, name string) (i lease.CredentialInfo, err error) {
-	return i, c.call(ctx, "GET", "/v1/credentials/"+url.PathEscape(name), nil, &i)
+	return i, c.call(ctx, "GET", "/v1/credentials/"+segment(name), nil, &i)
 }
 
 func (c *AdminClient) Put(ctx context.Context, n CredentialItem) (i lease.CredentialInfo, err error) {
@@ -52,15 +61,15 @@ func (c *AdminClient) Put(ctx context.Context, n CredentialItem) (i lease.Creden
 }
 
 func (c *AdminClient) Rotate(ctx context.Context, name string, value []byte, revokeLeases bool) (i lease.CredentialInfo, err error) {
-	return i, c.call(ctx, "POST", "/v1/credentials/"+url.PathEscape(name)+"/rotate", rotateRequest{value, revokeLeases}, &i)
+	return i, c.call(ctx, "POST", "/v1/credentials/"+segment(name)+"/rotate", rotateRequest{value, revokeLeases}, &i)
 }
 
 func (c *AdminClient) RevokeCredential(ctx context.Context, name string) (i lease.CredentialInfo, err error) {
-	return i, c.call(ctx, "POST", "/v1/credentials/"+url.PathEscape(name)+"/revoke", nil, &i)
+	return i, c.call(ctx, "POST", "/v1/credentials/"+segment(name)+"/revoke", nil, &i)
 }
 
 func (c *AdminClient) Remove(ctx context.Context, name string) error {
-	return c.call(ctx, "DELETE", "/v1/credentials/"+url.PathEscape(name), nil, nil)
+	return c.call(ctx, "DELETE", "/v1/credentials/"+segment(name), nil, nil)
 }
 
 func (c *AdminClient) Seed(ctx context.Context, items []CredentialItem, force bool) ([]lease.SeedResult, error) {
@@ -80,7 +89,7 @@ func (c *AdminClient) Leases(ctx context.Context, identity, credential string) (
 }
 
 func (c *AdminClient) EndLease(ctx context.Context, id string) (e EndedLease, err error) {
-	return e, c.call(ctx, "DELETE", "/v1/leases/"+url.PathEscape(id), nil, &e)
+	return e, c.call(ctx, "DELETE", "/v1/leases/"+segment(id), nil, &e)
 }
 
 func (c *AdminClient) RevokeLeases(ctx context.Context, f LeaseFilter) (int, error) {
@@ -104,11 +113,11 @@ func (c *AdminClient) CreateToken(ctx context.Context, r TokenRequest) (t NewTok
 }
 
 func (c *AdminClient) RotateToken(ctx context.Context, id string, overlap time.Duration) (t NewToken, err error) {
-	return t, c.call(ctx, "POST", "/v1/tokens/"+url.PathEscape(id)+"/rotate", rotateTokenRequest{overlap}, &t)
+	return t, c.call(ctx, "POST", "/v1/tokens/"+segment(id)+"/rotate", rotateTokenRequest{overlap}, &t)
 }
 
 func (c *AdminClient) RevokeToken(ctx context.Context, id string) (t lease.TokenInfo, err error) {
-	return t, c.call(ctx, "POST", "/v1/tokens/"+url.PathEscape(id)+"/revoke", nil, &t)
+	return t, c.call(ctx, "POST", "/v1/tokens/"+segment(id)+"/revoke", nil, &t)
 }
 
 // Freeze stops all lending; it returns since when nothing is lent, which may be earlier.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/mark3labs/mcp-go/mcp"
 	"github.com/rs/zerolog"
 )
@@ -39,6 +41,7 @@ func parseEnvelope(line []byte) (envelope, *rpcError) {
 		if errors.Is(err, errNotJSON) {
 			code = mcp.PARSE_ERROR
 		}
+		e.ID = soleID(line)
 		return e, &rpcError{code, err.Error()}
 	}
 	if err := json.Unmarshal(line, &e); err != nil {
@@ -55,6 +58,38 @@ func parseEnvelope(line []byte) (envelope, *rpcError) {
 		return e, &rpcError{mcp.INVALID_REQUEST, "the message has no method"}
 	}
 	return e, nil
+}
+
+// soleID is the id that the answer to a refused message can go by: nil unless the message has exactly one, in plain
+// sight. Without it the sender would wait for its answer until it gives up.
+func soleID(line []byte) (id json.RawMessage) {
+	if len(line) > maxLine {
+		return nil
+	}
+	dec := jsontext.NewDecoder(bytes.NewReader(line), jsontext.AllowDuplicateNames(true))
+	for n := 0; ; n++ {
+		tok, err := dec.ReadToken()
+		switch {
+		case err != nil || n == 0 && tok.Kind() != '{':
+			return nil
+		case n == 0:
+			continue
+		case tok.Kind() == '}':
+			return id
+		}
+		name := tok.String()
+		value, err := dec.ReadValue()
+		if err != nil {
+			return nil
+		}
+		if fold(name) != "id" {
+			continue
+		}
+		if name != "id" || id != nil || !goodID(json.RawMessage(value)) {
+			return nil
+		}
+		id = json.RawMessage(value.Clone())
+	}
 }
 
 // goodID: what survives a decoder that reads numbers as float64, and is not null.

@@ -102,6 +102,9 @@ func (ix *index) restore(data []byte) error {
 	}
 	ix.seq, ix.newest, ix.policy, ix.frozen = s.Seq, s.Newest, s.Policy, s.Frozen
 	for _, m := range s.Credentials {
+		if ix.byID[m.ID] != nil || ix.creds[m.Name] != nil {
+			return fmt.Errorf("the snapshot has credential %s twice", m.ID)
+		}
 		c := &credential{ref: m.Ref, values: m.Values, leases: map[*lease]struct{}{}}
 		if c.values == nil {
 			c.values = map[int]store.RecordRef{}
@@ -126,6 +129,9 @@ func (ix *index) restore(data []byte) error {
 		c := ix.byID[m.CredentialID]
 		if c == nil {
 			return fmt.Errorf("the snapshot's lease %s is of a credential that is not in it", m.ID)
+		}
+		if ix.leases[m.ID] != nil {
+			return fmt.Errorf("the snapshot has lease %s twice", m.ID)
 		}
 		held := cut[m.ID]
 		if held == nil {

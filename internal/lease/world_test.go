@@ -20,7 +20,7 @@ import (
 // world is a Broker on a real store, with a clock turned by hand and a policy file in memory.
 type world struct {
 	*Broker
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	store *store.Store
 
@@ -32,7 +32,7 @@ type world struct {
 
 var operator = identity.Caller{Principal: identity.Principal{Type: identity.Human, Name: "root", By: "uid:0"}}
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{t: t, dir: t.TempDir(), now: time.Date(2026, 11, 23, 9, 0, 0, 0, time.UTC)}
 	w.open()

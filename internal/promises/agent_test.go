@@ -75,6 +75,7 @@ type rpcReply struct {
 	ID     json.RawMessage `json:"id"`
 	Result json.RawMessage `json:"result"`
 	Error  *rpcFault       `json:"error"`
+	text   string          // all of it, as it came
 }
 
 type rpcFault struct {
@@ -248,6 +249,7 @@ func (a *agent) read(out io.Reader) {
 	for lines.Scan() {
 		var r rpcReply
 		err := json.Unmarshal(lines.Bytes(), &r)
+		r.text = lines.Text()
 		a.mu.Lock()
 		ch := a.waiting[string(r.ID)]
 		delete(a.waiting, string(r.ID))

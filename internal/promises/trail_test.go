@@ -20,9 +20,10 @@ type entry struct {
 		By         string `json:"by"`
 		ClientName string `json:"client_name"`
 	} `json:"identity"`
-	Credential string            `json:"credential"`
-	LeaseID    string            `json:"lease_id"`
-	Details    map[string]string `json:"details"`
+	Credential   string            `json:"credential"`
+	CredentialID string            `json:"credential_id"`
+	LeaseID      string            `json:"lease_id"`
+	Details      map[string]string `json:"details"`
 }
 
 // audit returns the whole trail.

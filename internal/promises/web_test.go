@@ -220,6 +220,7 @@ func (c *sse) read(body io.ReadCloser, opened chan string) {
 			if json.Unmarshal([]byte(data), &r) != nil {
 				continue
 			}
+			r.text = data
 			c.mu.Lock()
 			if ch := c.waiting[string(r.ID)]; ch != nil {
 				ch <- r

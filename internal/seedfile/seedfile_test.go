@@ -1,6 +1,7 @@
 package seedfile_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"keylease/internal/credtype"
 	"keylease/internal/identity"
 	"keylease/internal/seedfile"
 	"keylease/internal/strictyaml"
@@ -138,6 +140,8 @@ func TestNoFaultRepeatsAValue(t *testing.T) {
 	}
 }
 
+// A file with a fault gives no item, and no fault repeats a value. What parses is the same when its values are consumed one
+// by one, but for those values; with a key that nobody knows added to it, it is refused.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte("credentials:\n- name: a\n  type: api-key\n  value: " + canary + "\n  metadata: {k: v}\n"))
 	f.Add([]byte(`{"credentials": [{"name": "a", "type": "generic-secret", "value": "` + canary + `", "policy": {"maxLeaseTTL": "1h"}}]}`))
@@ -149,6 +153,14 @@ func FuzzParse(f *testing.F) {
 				t.Fatalf("%q: %v", data, err)
 			}
 			return
+		}
+		for _, it := range items {
+			if n := len(it.Value.Bytes()); (n > 0) != it.Literal || n > credtype.MaxValue || credtype.CheckName(it.Name) != nil || credtype.CheckMetadata(it.Metadata) != nil {
+				t.Fatalf("%q: an item that can't be stored: %+v", data, it)
+			}
+		}
+		if _, err := seedfile.Parse("f", append(bytes.Clone(data), "\nnobodyKnows: 1\n"...)); err == nil {
+			t.Fatalf("%q is taken with a key that nobody knows", data)
 		}
 		checkConsume(t, data, items)
 	})

@@ -38,19 +38,41 @@ func TestFormatIsCanonical(t *testing.T) {
 	}
 }
 
+// plainly adds s up in numbers that do not overflow.
+func plainly(s string) (ns float64) {
+	n := 0.0
+	for _, c := range s {
+		switch {
+		case c >= '0' && c <= '9':
+			n = n*10 + float64(c-'0')
+		default:
+			ns += n * map[rune]float64{'d': 86400e9, 'h': 3600e9, 'm': 60e9, 's': 1e9}[c]
+			n = 0
+		}
+	}
+	return ns
+}
+
+// What Parse takes is positive, within its limits, and what the numbers in it add up to; Format writes what Parse reads.
 func FuzzParse(f *testing.F) {
-	for _, s := range []string{"30m", "1h30m", "2d", "0s", "-1h", "999999999d"} {
+	for _, s := range []string{"30m", "1h30m", "2d", "0s", "-1h", "999999999d", "3650d", "3651d", "1d23h59m59s", "00000001s", "2562047h47m16s", "1s1s"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		d, err := Parse(s)
 		if err != nil {
+			if d != 0 || len(err.Error()) > 400 {
+				t.Fatalf("Parse(%q) = %v, %q", s, d, err)
+			}
 			return
+		}
+		if sum := plainly(s); sum != float64(d) {
+			t.Fatalf("Parse(%q) = %v, plainly added up it is %v ns", s, d, sum)
 		}
 		if d < time.Second || d > Max || d%time.Second != 0 {
 			t.Fatalf("Parse(%q) = %v", s, d)
 		}
-		if again, err := Parse(Format(d)); err != nil || again != d {
+		if again, err := Parse(Format(d)); err != nil || again != d || Format(again) != Format(d) {
 			t.Fatalf("Parse(Format(%v)) = %v, %v", d, again, err)
 		}
 	})
