@@ -48,6 +48,9 @@ func (b *Broker) admit(caller identity.Caller, r Request) (*lease, policy.Decisi
 	if err := b.begin(caller, now); err != nil {
 		return nil, none, written{}, err
 	}
+	if err := inScope(caller, identity.MayLease); err != nil {
+		return nil, none, written{}, err
+	}
 	c := b.ix.creds[r.Credential]
 	if c == nil || c.state() != stateActive {
 		return nil, none, written{}, notAvailable()
@@ -115,6 +118,14 @@ func (b *Broker) standing(p identity.Principal, now time.Time) error {
 	}
 	return refuse(Unauthenticated, "this connection has not proved who it is, or its token has expired or was revoked",
 		"Ask the operator for a valid keylease token; there is nothing to retry.")
+}
+
+// inScope refuses what the caller's token is not good for, whatever policy says. It tells nothing of any credential.
+func inScope(caller identity.Caller, scope identity.Scopes) error {
+	if caller.May(scope) {
+		return nil
+	}
+	return refuse(NotAvailable, "the token of this connection does not carry the scope for this", "Tell the operator; there is nothing to retry with this token.")
 }
 
 // permitted turns a decision into the delivery that is used, or into the refusal that the caller may see.
@@ -213,6 +224,9 @@ func (b *Broker) Renew(_ context.Context, caller identity.Caller, r RenewRequest
 
 func (b *Broker) extend(caller identity.Caller, r RenewRequest, now time.Time) (*lease, bool, written, error) {
 	if err := b.begin(caller, now); err != nil {
+		return nil, false, written{}, err
+	}
+	if err := inScope(caller, identity.MayLease); err != nil {
 		return nil, false, written{}, err
 	}
 	l, err := b.find(caller.Principal, r.LeaseID, now)
@@ -329,6 +343,9 @@ func (b *Broker) Reveal(_ context.Context, caller identity.Caller, id string) (s
 	b.mu.Lock()
 	now := b.now()
 	err := b.standing(caller.Principal, now)
+	if err == nil {
+		err = inScope(caller, identity.MayLease)
+	}
 	var l *lease
 	if err == nil {
 		l, err = b.find(caller.Principal, id, now)
