@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -87,11 +88,16 @@ func (c Config) firstFault() (err error) {
 	return err
 }
 
+// plainPath is a path that is read the same everywhere: part of it becomes a route of ours.
+var plainPath = regexp.MustCompile(`^(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*/?$`)
+
 func checkResource(s string) string {
 	u, err := url.Parse(s)
 	switch {
 	case err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.HasSuffix(s, "#") || strings.HasSuffix(s, "?"):
 		return "the resource must be an address without query and fragment, as in https://keys.example.com/mcp"
+	case !plainPath.MatchString(u.EscapedPath()):
+		return "the resource's path may hold letters, digits and . _ ~ - / alone"
 	case !secureURL(u):
 		return "the resource must be https (http only on a loopback address)"
 	}
