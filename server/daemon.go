@@ -19,6 +19,7 @@ import (
 	mcpserver "github.com/mark3labs/mcp-go/server"
 	"github.com/rs/zerolog"
 
+	"keylease/internal/federation"
 	"keylease/internal/lease"
 	"keylease/tools"
 )
@@ -37,9 +38,13 @@ type Options struct {
 	Version        string
 	Paths          Paths
 	HTTPAddr       string   // "": no HTTP
+	AllowedHosts   []string // names beside the address's own by which HTTP may be called
 	AllowedOrigins []string // for HTTP
-	System         *System  // nil: own-user mode
-	Auto           bool     // started by a relay or a command, not by a person: hands over, and stops when idle
+	Resource       string   // what HTTP is called in tokens of other issuers; "": there are none
+	Foreign        *federation.Directory
+	TLS            func(prevStamp string) TLSRead // the files of HTTP's certificate; nil: plain HTTP, on loopback alone
+	System         *System                        // nil: own-user mode
+	Auto           bool                           // started by a relay or a command, not by a person: hands over, and stops when idle
 	IdleStop       time.Duration
 	Reload         <-chan struct{} // read the policy again (SIGHUP)
 	Ready          func(Listening) // called once when everything listens
@@ -53,6 +58,7 @@ type Listening struct {
 	Socket string `json:"socket"`
 	Admin  string `json:"admin,omitempty"` // the admin's socket, where that is another
 	HTTP   string `json:"http,omitempty"`  // host:port
+	TLS    bool   `json:"tls,omitempty"`   // HTTP is https
 }
 
 const (
@@ -82,6 +88,7 @@ type daemon struct {
 	backend
 	listening Listening
 	peers     *mcpPeers
+	tls       *tlsKeeper   // nil: plain HTTP
 	lastCall  atomic.Int64 // unix nanoseconds
 	admins    atomic.Int64 // open admin connections
 	stop      chan string  // a reason; the first one counts
@@ -124,7 +131,8 @@ func (d *daemon) backendOf(b *lease.Broker, closeAll func() error) backend {
 		admin: newAdminHandler(adminOptions{Broker: b, Log: d.Log, Version: d.Version, Peers: d.peers, Auto: d.Auto,
 			Handover: func() { d.end("handover") }, Listening: func() Listening { return d.listening }, Now: d.Now}),
 		web: newHTTPHandler(httpOptions{Broker: b, Log: d.Log, MCP: mcp, Addr: d.listening.HTTP,
-			AllowedOrigins: d.AllowedOrigins, Called: d.touch, Now: d.Now}),
+			AllowedHosts: d.AllowedHosts, AllowedOrigins: d.AllowedOrigins, Resource: d.Resource, Foreign: d.Foreign, TLS: d.tls,
+			Called: d.touch, Now: d.Now}),
 		activity: b.Activity,
 		started: func(ctx context.Context, l Listening) error {
 			return b.Started(ctx, map[string]string{"address": l.HTTP, "version": d.Version, "auto": strconv.FormatBool(d.Auto)})
@@ -157,7 +165,13 @@ func serve(ctx context.Context, o Options, open func(context.Context, *daemon) (
 	d := newDaemon(o)
 	var web net.Listener // first: a port in use is found before anything is opened
 	if o.HTTPAddr != "" {
-		web, err = listenHTTP(ctx, o.HTTPAddr)
+		if o.TLS != nil {
+			if d.tls, err = newTLSKeeper(o.TLS, d.Now, d.Log); err != nil {
+				return err
+			}
+			d.listening.TLS = true
+		}
+		web, err = listenHTTP(ctx, o.HTTPAddr, d.tls != nil)
 		if errors.Is(err, syscall.EADDRINUSE) {
 			return &PortError{o.HTTPAddr, err}
 		}
@@ -225,7 +239,7 @@ func (d *daemon) run(ctx context.Context, doors []door, web net.Listener) error 
 	if web != nil {
 		s := newHTTPServer(d.web)
 		servers = append(servers, s)
-		background.Go(func() { _ = s.Serve(web) })
+		background.Go(func() { _ = s.Serve(d.tls.over(web)) })
 	}
 	background.Go(func() {
 		if err := d.backend.run(bg); err != nil && bg.Err() == nil {

@@ -17,6 +17,7 @@ import (
 	mcpserver "github.com/mark3labs/mcp-go/server"
 	"github.com/rs/zerolog"
 
+	"keylease/internal/federation"
 	"keylease/internal/identity"
 	"keylease/internal/lease"
 )
@@ -31,6 +32,12 @@ type httpOptions struct {
 	AllowedHosts   []string // beside that and loopback; with or without port
 	AllowedOrigins []string // beside the server's own; whole, as a browser sends them: "https://host:port"
 
+	// Foreign says whom tokens of other issuers, and certificates, stand for; nil: for nobody. Resource is what we are
+	// called in their tokens, "" where there are none. TLS is nil on plain HTTP.
+	Foreign  *federation.Directory
+	Resource string
+	TLS      *tlsKeeper
+
 	// Authenticate turns a bearer token into its principal. It is called with "" where none was sent, so that the
 	// attempt is counted; whatever it answers then, nobody is let in.
 	Authenticate func(ctx context.Context, token, source string) (identity.Principal, error)
@@ -40,6 +47,9 @@ type httpOptions struct {
 	Called       func()                                    // optional: somebody known made a request
 	// Misused records that a caller, at source, named a session that belongs to somebody else. Optional.
 	Misused func(ctx context.Context, who identity.Caller, source string)
+	// AuthFailed records that somebody at source could not prove who they are, or that they may do this; reason is one
+	// of few.
+	AuthFailed func(ctx context.Context, source, reason string)
 	// Lapse says that a session was forgotten for being quiet, which is not a disconnect: its leases go on. Optional.
 	Lapse func(session string)
 
@@ -58,6 +68,9 @@ func (o *httpOptions) complete() {
 		o.Called = func() {}
 	}
 	b := o.Broker
+	if o.AuthFailed == nil && b == nil {
+		o.AuthFailed = func(context.Context, string, string) {}
+	}
 	if b == nil {
 		return
 	}
@@ -73,24 +86,28 @@ func (o *httpOptions) complete() {
 	if o.Misused == nil {
 		o.Misused = b.Misused
 	}
+	if o.AuthFailed == nil {
+		o.AuthFailed = b.AuthFailed
+	}
 	if o.Lapse == nil {
 		o.Lapse = b.Lapse
 	}
 	if o.Ready == nil {
-		o.Ready = func() (any, bool) { return readiness(b.Activity(), b.PolicyStatus()) }
+		o.Ready = func() (any, bool) { return readiness(b.Activity(), b.PolicyStatus(), o.TLS.status()) }
 	}
 }
 
 // readiness tells anybody who asks as much as a load balancer needs: why something is wrong is for the log and the
 // CLI, because faults name files, rules and credentials.
-func readiness(a lease.Activity, p lease.PolicyStatus) (any, bool) {
+func readiness(a lease.Activity, p lease.PolicyStatus, overTLS string) (any, bool) {
 	s := struct {
 		Ready  bool   `json:"ready"`
 		Store  string `json:"store"`
 		Policy string `json:"policy"`
+		TLS    string `json:"tls,omitempty"`
 		// A daemon that is frozen is ready: it lists, releases and obeys, and another would be as frozen.
 		Lending string `json:"lending"`
-	}{Ready: a.Healthy, Store: "ok", Policy: "none: what a credential admits is allowed", Lending: "open"}
+	}{Ready: a.Healthy, Store: "ok", Policy: "none: what a credential admits is allowed", TLS: overTLS, Lending: "open"}
 	if a.Frozen != nil {
 		s.Lending = "frozen"
 	}
@@ -123,10 +140,13 @@ type httpHandler struct {
 
 func newHTTPHandler(o httpOptions) *httpHandler {
 	o.complete()
-	if host, _, err := net.SplitHostPort(o.Addr); err == nil && host != "" && !isLoopbackName(host) {
+	if host, _, err := net.SplitHostPort(o.Addr); err == nil && host != "" && !isLoopbackName(host) && !net.ParseIP(host).IsUnspecified() {
 		o.AllowedHosts = append(slices.Clone(o.AllowedHosts), host)
 	}
 	h := &httpHandler{httpOptions: o, routes: http.NewServeMux(), bodyTime: 10 * time.Second}
+	if own := h.resourceURL().Host; own != "" {
+		h.AllowedHosts = append(slices.Clone(h.AllowedHosts), own)
+	}
 	h.closing, h.stop = context.WithCancel(context.Background())
 	h.sessions = &sessionTable{now: o.Now, base: h.closing, attach: o.Attach, detach: h.detach, lapsed: h.lapsed,
 		byID: map[string]*httpSession{}, parties: map[identity.Principal]*party{}}
@@ -137,6 +157,7 @@ func newHTTPHandler(o httpOptions) *httpHandler {
 	h.routes.HandleFunc("/message", h.senderKnown(h.serveMessage, http.MethodPost))
 	h.routes.HandleFunc("/healthz", getOnly(h.serveHealth))
 	h.routes.HandleFunc("/readyz", getOnly(h.serveReady))
+	h.routeMetadata()
 	h.routes.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		notFound("there is nothing here", "MCP is served at /mcp, or at /sse for older clients.").write(w)
 	})
@@ -152,15 +173,14 @@ func newHTTPServer(h *httpHandler) *http.Server {
 	return s
 }
 
-// listenHTTP listens on addr. Without TLS, which this version does not have, only loopback will do: tokens and
-// secrets would travel in the clear.
-func listenHTTP(ctx context.Context, addr string) (net.Listener, error) {
+// listenHTTP listens on addr. Without TLS only loopback will do: tokens and secrets would travel in the clear.
+func listenHTTP(ctx context.Context, addr string, overTLS bool) (net.Listener, error) {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, fmt.Errorf("reading the HTTP address %q: %w", addr, err)
 	}
-	if !isLoopbackName(host) {
-		return nil, fmt.Errorf("the HTTP address %q is not a loopback one: beyond loopback keylease would need TLS, which this version does not have", addr)
+	if !overTLS && !isLoopbackName(host) {
+		return nil, fmt.Errorf("the HTTP address %q is not a loopback one: beyond loopback keylease needs TLS (tls.cert and tls.key)", addr)
 	}
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
 	if err != nil {
@@ -195,7 +215,7 @@ func (h *httpHandler) senderKnown(next func(http.ResponseWriter, *http.Request, 
 			methodNotAllowed(strings.Join(methods, ", ")).write(w)
 			return
 		}
-		p, f := h.authenticate(r)
+		r, p, f := h.authenticate(r)
 		if f != nil {
 			f.write(w)
 			return

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -24,10 +23,7 @@ import (
 	"keylease/internal/lease"
 )
 
-const (
-	maxHTTPBody = maxLine
-	maxBearer   = 512 // bytes; a token of ours is far shorter
-)
+const maxHTTPBody = maxLine
 
 // fault is an HTTP answer that is no success, in the error shape of the wire contract.
 type fault struct {
@@ -178,40 +174,31 @@ func (h *httpHandler) originAllowed(r *http.Request) bool {
 	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && strings.EqualFold(u.Host, r.Host)
 }
 
-// authenticate says who sends this request, from its Authorization header and nothing else.
-func (h *httpHandler) authenticate(r *http.Request) (identity.Principal, *fault) {
-	sent := r.Header["Authorization"]
-	token := bearer(sent)
-	p, err := h.Authenticate(r.Context(), token, clientIP(r)) // "" too: the attempt is counted
+// authenticate says who sends this request, from its Authorization header or its certificate and nothing else. The
+// request it returns carries what entrantOf finds.
+func (h *httpHandler) authenticate(r *http.Request) (*http.Request, identity.Principal, *fault) {
+	e, err := h.identify(r)
+	tried := len(r.Header["Authorization"]) > 0 || r.TLS != nil && len(r.TLS.PeerCertificates) > 0
+	var f *fault
 	switch refusal := lease.AsRefusal(err); {
-	case token == "" || errors.Is(err, lease.ErrUnauthenticated) || refusal != nil && refusal.Code == lease.Unauthenticated:
+	case errors.Is(err, lease.ErrUnauthenticated) || refusal != nil && refusal.Code == lease.Unauthenticated:
 		h.Log.Debug().Str("source", clientIP(r)).AnErr("why", err).Msg("http request not authenticated")
-		return identity.Principal{}, unauthenticated(len(sent) > 0)
+		f = h.challenged(tried)
 	case refusal != nil && refusal.Code == lease.RateLimited:
-		return identity.Principal{}, rateLimited(refusal.Message, max(refusal.RetryAfter, time.Second))
+		f = rateLimited(refusal.Message, max(refusal.RetryAfter, time.Second))
 	case refusal != nil && refusal.Code == lease.Unavailable:
-		return identity.Principal{}, refusing(503, *refusal)
+		f = refusing(503, *refusal)
 	case err != nil:
 		id := rand.Text()
 		h.Log.Error().Str("id", id).Err(err).Msg("authenticating an http request failed")
-		return identity.Principal{}, internalFault(id)
-	case p.Name == "" || !p.Proof.AtLeast(identity.Token):
-		return identity.Principal{}, unauthenticated(true) // nobody, or a name without a proof: never let in
+		f = internalFault(id)
+	case e.Name == "" || !e.Proof.AtLeast(identity.Token):
+		f = h.challenged(true) // nobody, or a name without a proof: never let in
 	}
-	return p, nil
-}
-
-// bearer returns the token of the one Authorization header, or "" if there is no such thing.
-func bearer(sent []string) string {
-	if len(sent) != 1 {
-		return ""
+	if f != nil {
+		return r, identity.Principal{}, f
 	}
-	scheme, token, _ := strings.Cut(sent[0], " ")
-	token = strings.Trim(token, " ")
-	if !strings.EqualFold(scheme, "Bearer") || len(token) > maxBearer || strings.ContainsAny(token, " \t,") {
-		return ""
-	}
-	return token
+	return withEntrant(r, e), e.Principal, nil
 }
 
 // clientIP is where failures are counted: the peer's address, never what a header says it is.
@@ -310,10 +297,3 @@ func (w *watchedWriter) Flush() {
 }
 
 func (w *watchedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-// stillGood reports whether a stream's token is what it was when the stream was opened: who lost the token loses
-// the stream with it.
-func (h *httpHandler) stillGood(ctx context.Context, token string, p identity.Principal, source string) bool {
-	again, err := h.Authenticate(ctx, token, source)
-	return err == nil && again == p
-}

@@ -61,6 +61,10 @@ func (h *httpHandler) postMCP(w http.ResponseWriter, r *http.Request, p identity
 	if m == nil {
 		return
 	}
+	if f := h.outOfScope(r, p, m); f != nil {
+		f.write(w)
+		return
+	}
 	switch {
 	case m.modern || mcp.IsModernProtocol(r.Header.Get(mcp.HeaderProtocolVersion)):
 		h.postModern(w, r, p, m)
@@ -178,6 +182,7 @@ func (h *httpHandler) sessionOf(r *http.Request, p identity.Principal) (*httpSes
 }
 
 func (h *httpHandler) serveStreamable(w http.ResponseWriter, r *http.Request, caller identity.Caller, call *httpCall) {
+	caller.Scopes = entrantOf(r.Context()).Scopes
 	ctx := context.WithValue(identity.With(r.Context(), caller), httpCallKey{}, call)
 	h.streamable.ServeHTTP(neutralWriter{ResponseWriter: w, log: h.Log}, r.WithContext(ctx))
 }
@@ -217,11 +222,13 @@ func (w neutralWriter) neutral(p []byte) []byte {
 func (w neutralWriter) Flush()                      { _ = http.NewResponseController(w.ResponseWriter).Flush() }
 func (w neutralWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// streamContext ends with the request, with until, or when the token that opened the stream is no longer good.
+// streamContext ends with the request, with until, or when what proved the caller is no longer good.
 func (h *httpHandler) streamContext(r *http.Request, p identity.Principal, until context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(r.Context())
+	if ends := entrantOf(r.Context()).Until; !ends.IsZero() {
+		ctx, cancel = context.WithTimeout(r.Context(), ends.Sub(h.Now()))
+	}
 	unhook := context.AfterFunc(until, cancel)
-	token, source := bearer(r.Header["Authorization"]), clientIP(r)
 	go func() {
 		tick := time.NewTicker(h.Heartbeat)
 		defer tick.Stop()
@@ -230,7 +237,7 @@ func (h *httpHandler) streamContext(r *http.Request, p identity.Principal, until
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				if !h.stillGood(ctx, token, p, source) {
+				if !h.stillGood(r, p) {
 					cancel()
 				}
 			}

@@ -57,7 +57,7 @@ func newWeb(t *testing.T, change ...func(*httpOptions)) *web {
 		c(&o)
 	}
 	w.httpHandler = newHTTPHandler(o)
-	l, err := listenHTTP(t.Context(), "127.0.0.1:0")
+	l, err := listenHTTP(t.Context(), "127.0.0.1:0", false)
 	if err != nil {
 		t.Fatal(err)
 	}

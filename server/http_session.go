@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/rand"
+	"maps"
 	"sync"
 	"time"
 
@@ -18,6 +19,7 @@ const (
 	maxPartySession = 100
 	maxPartyStreams = 100
 	maxPartyCalls   = 64
+	manyParties     = 10_000
 
 	// A session that nobody used for so long is forgotten; its client is told 404 and begins anew. That is not a
 	// disconnect: the leases of a quiet agent go on.
@@ -173,11 +175,15 @@ func (s *httpSession) lapse() (quiet bool) {
 	return s.calls == 0
 }
 
-// party is what one principal holds open. Parties are kept: there are only as many as there are tokens, and
-// forgetting one would reset its limits.
+// party is what one principal holds open. One that holds nothing and could open all that it may is like one that was
+// never seen, and is forgotten where there are many: an issuer has subjects without number.
 type party struct {
 	sessions, streams, calls int
 	opens                    *rate.Limiter
+}
+
+func (m *party) unused(now time.Time) bool {
+	return m.sessions+m.streams+m.calls == 0 && m.opens.TokensAt(now) >= sessionOpenBurst
 }
 
 // sessionTable knows every live session over HTTP and who owns it.
@@ -196,6 +202,9 @@ type sessionTable struct {
 func (t *sessionTable) party(p identity.Principal) *party {
 	known := t.parties[p]
 	if known == nil {
+		if len(t.parties) >= manyParties {
+			maps.DeleteFunc(t.parties, func(_ identity.Principal, m *party) bool { return m.unused(t.now()) })
+		}
 		known = &party{opens: rate.NewLimiter(sessionOpenRate, sessionOpenBurst)}
 		t.parties[p] = known
 	}

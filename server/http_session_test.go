@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"keylease/internal/identity"
 )
 
 func TestB2ASessionIsItsOwnersAlone(t *testing.T) {
@@ -282,4 +284,25 @@ func TestSSETurnsModernClientsToTheHandshake(t *testing.T) {
 	if w.ran != 1 {
 		t.Errorf("%d calls ran", w.ran)
 	}
+}
+
+func TestManySubjectsDoNotFillTheMemory(t *testing.T) {
+	now := time.Now()
+	table := &sessionTable{now: func() time.Time { return now }, base: t.Context(), byID: map[string]*httpSession{}, parties: map[identity.Principal]*party{}}
+	busy := identity.Principal{Type: identity.Agent, Name: "busy", Proof: identity.OIDC, By: "oidc:https://idp.example#busy"}
+	done, f := table.call(busy)
+	if f != nil {
+		t.Fatal(f)
+	}
+	for i := range 3 * manyParties {
+		end, f := table.call(identity.Principal{Type: identity.Agent, Name: "ci", Proof: identity.OIDC, By: fmt.Sprintf("oidc:https://idp.example#%d", i)})
+		if f != nil {
+			t.Fatal(f)
+		}
+		end()
+	}
+	if n := len(table.parties); n > manyParties+1 || table.parties[busy] == nil || table.parties[busy].calls != 1 {
+		t.Errorf("%d principals are remembered, the busy one as %+v", n, table.parties[busy])
+	}
+	done()
 }

@@ -83,7 +83,7 @@ func TestB6NoTokenNoEntry(t *testing.T) {
 
 func TestHTTPBeyondLoopbackIsRefused(t *testing.T) {
 	for _, addr := range []string{"0.0.0.0:0", "[::]:0", ":0", "192.0.2.1:8700", "example.com:80"} {
-		if l, err := listenHTTP(t.Context(), addr); err == nil {
+		if l, err := listenHTTP(t.Context(), addr, false); err == nil {
 			_ = l.Close()
 			t.Errorf("listens on %s without TLS", addr)
 		}
@@ -100,12 +100,12 @@ func TestHTTPHealthAndReadiness(t *testing.T) {
 	wantStatus(t, "not ready", w.do("GET", "/readyz", ""), 503)
 	wantStatus(t, "elsewhere", w.do("GET", "/debug/pprof/", ""), 404)
 
-	s, _ := readiness(lease.Activity{Healthy: true}, lease.PolicyStatus{Problem: "policy.yaml:3: no such rule aws-prod"})
+	s, _ := readiness(lease.Activity{Healthy: true}, lease.PolicyStatus{Problem: "policy.yaml:3: no such rule aws-prod"}, "")
 	text, _ := json.Marshal(s)
 	if strings.Contains(string(text), "aws-prod") || !strings.Contains(string(text), "not in force") {
 		t.Errorf("readyz says %s", text)
 	}
-	s, ok := readiness(lease.Activity{Healthy: true, Frozen: &lease.Frozen{Reason: "laptop stolen"}}, lease.PolicyStatus{})
+	s, ok := readiness(lease.Activity{Healthy: true, Frozen: &lease.Frozen{Reason: "laptop stolen"}}, lease.PolicyStatus{}, "")
 	text, _ = json.Marshal(s)
 	if !ok || strings.Contains(string(text), "laptop") || !strings.Contains(string(text), `"lending":"frozen"`) {
 		t.Errorf("readyz of a frozen daemon says %s", text)

@@ -98,6 +98,11 @@ func (h *httpHandler) serveMessage(w http.ResponseWriter, r *http.Request, p ide
 		done()
 		return
 	}
+	if f := h.outOfScope(r, p, m); f != nil {
+		done()
+		f.write(w)
+		return
+	}
 	if m.Method == string(mcp.MethodInitialize) {
 		s.of.introduce(m.client)
 	}
@@ -107,6 +112,7 @@ func (h *httpHandler) serveMessage(w http.ResponseWriter, r *http.Request, p ide
 		noSession().write(w)
 		return
 	}
+	caller.Scopes = entrantOf(r.Context()).Scopes
 	// The call hangs on the stream that will carry its answer, not on this POST, which is answered at once.
 	ctx := identity.With(h.MCP.WithContext(s.of.ctx, s), caller)
 	finish := func() {

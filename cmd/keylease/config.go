@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -22,6 +20,7 @@ import (
 	"github.com/knadh/koanf/v2"
 	"github.com/rs/zerolog"
 
+	"keylease/internal/federation"
 	"keylease/internal/strictyaml"
 	"keylease/internal/ttl"
 	"keylease/server"
@@ -33,6 +32,8 @@ import (
 type Config struct {
 	HTTP           string       `koanf:"http" yaml:"http"`                     // address of /mcp and /sse, or "off"
 	AllowedOrigins []string     `koanf:"allowedOrigins" yaml:"allowedOrigins"` // web pages that may call, as in https://tools.example; none by default
+	AllowedHosts   []string     `koanf:"allowedHosts" yaml:"allowedHosts"`     // names by which it may be called, beside its address, loopback and the resource's
+	TLS            TLSConfig    `koanf:"tls" yaml:"tls"`                       // none: plain HTTP, on loopback alone
 	Data           string       `koanf:"data" yaml:"data"`                     // folder that holds the store
 	RootKeyFile    string       `koanf:"rootKeyFile" yaml:"rootKeyFile"`       // "": where it was when the store was made, else root.key beside this file
 	PolicyFile     string       `koanf:"policyFile" yaml:"policyFile"`         // "": policy.yaml beside this file
@@ -44,6 +45,11 @@ type Config struct {
 	IdleStop       string       `koanf:"idleStop" yaml:"idleStop"` // how long a daemon that was started automatically stays with nothing to do
 
 	Identities IdentitiesConfig `koanf:"identities" yaml:"identities"`
+
+	// Who is let in by somebody else's word. These come from the file alone.
+	Resource     string                   `koanf:"-" yaml:"resource"` // our name in tokens of other issuers, as https://keys.example.com/mcp
+	Issuers      []federation.Issuer      `koanf:"-" yaml:"issuers"`
+	Certificates []federation.Certificate `koanf:"-" yaml:"certificates"`
 }
 
 // IdentitiesConfig is about who is lent to at all.
@@ -57,7 +63,7 @@ type LogConfig struct {
 }
 
 func defaults() Config {
-	return Config{HTTP: "127.0.0.1:8700", AllowedOrigins: []string{}, Socket: SocketConfig{Allow: AllowConfig{UIDs: []strictyaml.Name{}, Groups: []strictyaml.Name{}}}, Admin: AdminConfig{UIDs: []strictyaml.Name{}},
+	return Config{HTTP: "127.0.0.1:8700", AllowedOrigins: []string{}, AllowedHosts: []string{}, Socket: SocketConfig{Allow: AllowConfig{UIDs: []strictyaml.Name{}, Groups: []strictyaml.Name{}}}, Admin: AdminConfig{UIDs: []strictyaml.Name{}},
 		Log: LogConfig{Level: "info"}, Grace: "1m", IdleStop: "30m", Identities: IdentitiesConfig{Declared: allow}}
 }
 
@@ -86,10 +92,13 @@ type settings struct {
 }
 
 // pathKeys are the keys whose values are paths.
-var pathKeys = [...]string{"data", "rootKeyFile", "policyFile", "anchor", "socket.path", "socket.admin"}
+var pathKeys = [...]string{"data", "rootKeyFile", "policyFile", "anchor", "socket.path", "socket.admin", "tls.cert", "tls.key", "tls.clientCA"}
 
 // notConfig are the variables that are read elsewhere, or by the daemon that a store's key source makes read them.
 var notConfig = [...]string{"KEYLEASE_TOKEN", "KEYLEASE_AS", "KEYLEASE_SOCKET", "KEYLEASE_ROOT_KEY"}
+
+// fileOnly are the keys that no variable or flag can set.
+var fileOnly = [...]string{"resource", "issuers", "certificates"}
 
 // settings reads the configuration. Of an environment that is not the operator's own (useEnv false: a relay's comes
 // from an MCP client's project file, a daemon's may be anybody's) nothing is taken.
@@ -109,7 +118,8 @@ func (a *app) settings(useEnv bool) (settings, error) {
 		return s, fmt.Errorf("setting the defaults: %w", err)
 	}
 	from := sources{}
-	if err := loadFile(k, file, a.flags.config != "", from); err != nil {
+	written, err := loadFile(k, file, a.flags.config != "", from)
+	if err != nil {
 		return s, err
 	}
 	fromFile := func(p string) (string, error) { return resolve(p, home, s.paths.Config) }
@@ -119,6 +129,12 @@ func (a *app) settings(useEnv bool) (settings, error) {
 			return s, usagef("", "%s: %s: %s", file, key, err)
 		}
 		_ = k.Set(key, path)
+	}
+	for i := range written.Issuers {
+		path := &written.Issuers[i].CAFile
+		if *path, err = fromFile(*path); err != nil {
+			return s, usagef("", "%s: caFile: %s", file, err)
+		}
 	}
 	if useEnv {
 		if err := a.loadEnv(k, home, from); err != nil {
@@ -131,6 +147,7 @@ func (a *app) settings(useEnv bool) (settings, error) {
 	if err := k.Unmarshal("", &s.Config); err != nil {
 		return s, usagef("", "the configuration does not fit together: %s", err)
 	}
+	s.Resource, s.Issuers, s.Certificates = written.Resource, written.Issuers, written.Certificates
 	return s, s.understand(a.flags.socket, from)
 }
 
@@ -173,8 +190,8 @@ func (s *settings) understand(socket string, from sources) (err error) {
 	if d := s.Identities.Declared; d != allow && d != deny {
 		return from.fault("identities.declared", "", "%q is neither allow nor deny", terminal(d))
 	}
-	if err := checkHTTP(s.HTTP); err != nil {
-		return from.fault("http", "write 127.0.0.1:8700, or off", "%s", err)
+	if err := s.checkDoor(from); err != nil {
+		return err
 	}
 	for _, o := range s.AllowedOrigins {
 		if hint, ok := checkOrigin(o); !ok {
@@ -185,23 +202,6 @@ func (s *settings) understand(socket string, from sources) (err error) {
 		return err
 	}
 	return s.understandSystem(from)
-}
-
-func checkHTTP(addr string) error {
-	if addr == "off" {
-		return nil
-	}
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return fmt.Errorf("%q is not an address with a port", terminal(addr))
-	}
-	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-		return fmt.Errorf("%q is not a port: that is a number up to 65535", terminal(port))
-	}
-	if !strings.EqualFold(host, "localhost") && !net.ParseIP(host).IsLoopback() {
-		return fmt.Errorf("%q is not a loopback address: beyond loopback keylease would need TLS, which this version does not have", terminal(addr))
-	}
-	return nil
 }
 
 // checkOrigin says whether a browser could send this origin: scheme and host in lower case, a port, and nothing else.
@@ -224,26 +224,26 @@ func (b bytesProvider) Read() (map[string]any, error) {
 	return nil, errors.New("a file is read as bytes")
 }
 
-// loadFile adds keylease.yaml, if it is there. One that was named and is not there is a mistake, unless only its
-// folder was meant.
-func loadFile(k *koanf.Koanf, file string, named bool, from sources) error {
+// loadFile adds keylease.yaml, if it is there, and returns it as written. One that was named and is not there is a
+// mistake, unless only its folder was meant.
+func loadFile(k *koanf.Koanf, file string, named bool, from sources) (written Config, err error) {
 	data, err := readTrusted(file, strictyaml.MaxSize+1, 0o022)
 	if errors.Is(err, fs.ErrNotExist) && (!named || filepath.Base(file) == "keylease.yaml") {
-		return nil
+		return written, nil
 	}
 	if err != nil {
-		return usagef("", "reading the configuration: %s", err)
+		return written, usagef("", "reading the configuration: %s", err)
 	}
 	if blank(data) {
-		return nil
+		return written, nil
 	}
-	var check Config
 	doc := strictyaml.Open(file, data)
-	doc.Decode(&check)
+	doc.Decode(&written)
+	written.federation().Check(func(at []any, format string, args ...any) { doc.Faultf(at, format, args...) })
 	if err := doc.Err(); err != nil {
-		return err
+		return written, err
 	}
-	for _, key := range k.Keys() {
+	for _, key := range append(k.Keys(), fileOnly[:]...) {
 		var path strictyaml.Path
 		for _, name := range strings.Split(key, ".") {
 			path = path.Join(name)
@@ -252,7 +252,11 @@ func loadFile(k *koanf.Koanf, file string, named bool, from sources) error {
 			from[key] = fmt.Sprintf("%s:%d: %s", file, doc.Line(path), key)
 		}
 	}
-	return k.Load(bytesProvider(data), yaml.Parser())
+	err = k.Load(bytesProvider(data), yaml.Parser())
+	for _, key := range fileOnly {
+		k.Delete(key)
+	}
+	return written, err
 }
 
 // blank says that a file holds comments at most: nothing has to be configured.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"keylease/internal/federation"
 	"keylease/internal/lease"
 	"keylease/server"
 	"keylease/store"
@@ -71,6 +72,13 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	log := a.logger(s.level)
 	reload, stop := reloads()
 	defer stop()
+	foreign, err := federation.New(s.federation(), federation.Options{ReadFile: readMaterial, Trouble: func(issuer string, err error) {
+		log.Warn().Str("issuer", issuer).Err(err).Msg("the keys of an issuer can't be fetched; its tokens wait")
+	}})
+	if err != nil {
+		return err
+	}
+	defer foreign.Close()
 	return server.Serve(ctx, server.Options{
 		Open: func(ctx context.Context) (*lease.Broker, func() error, error) {
 			return a.open(ctx, opening{settings: s, dropPolicy: f.noPolicy, log: log,
@@ -79,7 +87,8 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 					return a.seedOwn(ctx, b, seed, false)
 				}})
 		},
-		Log: log, Version: version(), Paths: s.paths, HTTPAddr: httpAddr(s.HTTP), AllowedOrigins: s.AllowedOrigins, System: s.system,
+		Log: log, Version: version(), Paths: s.paths, HTTPAddr: httpAddr(s.HTTP), AllowedHosts: s.AllowedHosts, AllowedOrigins: s.AllowedOrigins,
+		Resource: s.Resource, Foreign: foreign, TLS: s.tlsFiles(), System: s.system,
 		Auto: f.auto, IdleStop: s.idleStop, Reload: reload,
 		Ready: func(l server.Listening) {
 			if !f.auto {
@@ -87,6 +96,14 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 			}
 		},
 	})
+}
+
+// webAddress is where HTTP listens.
+func webAddress(l server.Listening) string {
+	if l.TLS {
+		return "https://" + l.HTTP
+	}
+	return "http://" + l.HTTP
 }
 
 func httpAddr(s string) string {
@@ -133,7 +150,7 @@ func (a *app) announce(up bulletin, l server.Listening) {
 		fmt.Fprintf(&b, "  admin    %s\n", l.Admin)
 	}
 	if l.HTTP != "" {
-		fmt.Fprintf(&b, "  http     http://%s/mcp and /sse, with a token\n", l.HTTP)
+		fmt.Fprintf(&b, "  http     %s/mcp and /sse, with a token\n", webAddress(l))
 	}
 	act, pol := up.broker.Activity(), up.broker.PolicyStatus()
 	fmt.Fprintf(&b, "  store    %s: %s, %s live\n", up.Data, plural(act.Credentials, "credential"), plural(act.LiveLeases, "lease"))
@@ -195,7 +212,7 @@ func (up bulletin) next(credentials int, l server.Listening) []string {
 	}
 	lines = append(lines, "claude mcp add keylease -- keylease mcp"+up.agentReach()+"   # or in .mcp.json: {\"mcpServers\": {\"keylease\": {\"command\": \"keylease\", \"args\": ["+up.agentArgs()+"]}}}")
 	if l.HTTP != "" {
-		lines = append(lines, "keylease token create --identity claude-code"+reach+"   # for clients of http://"+l.HTTP+"/mcp")
+		lines = append(lines, "keylease token create --identity claude-code"+reach+"   # for clients of "+webAddress(l)+"/mcp")
 	}
 	return lines
 }

@@ -111,6 +111,15 @@ func (a *app) guarded(s settings) ([]string, error) {
 	if path, ok := keyPath(source, s); ok {
 		files = append(files, path)
 	}
+	who := []string{s.TLS.Cert, s.TLS.Key, s.TLS.ClientCA}
+	for _, i := range s.Issuers {
+		who = append(who, i.CAFile)
+	}
+	for _, path := range who { // whom HTTP believes
+		if path != "" {
+			files = append(files, path)
+		}
+	}
 	return files, nil
 }
 

@@ -86,10 +86,11 @@ type Holder struct {
 func (p Principal) Holder() Holder { return Holder{p.Type, p.Name} }
 
 // Caller is one party of one connection or request: its principal and what else is known about it.
-// The fields after Session are for the record only and decide nothing.
+// The fields after Scopes are for the record only and decide nothing.
 type Caller struct {
 	Principal
 	Session       string // the session that its leases are bound to; empty: none (modern HTTP, admin)
+	Scopes        Scopes // what its token is good for, where the proof is oidc: see May
 	Transport     string // "local", "http", "sse"
 	ClientName    string // as the client claims
 	ClientVersion string // as the client claims

@@ -599,3 +599,38 @@ func TestFollowSeesWhatIsRecorded(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+func TestATokenIsGoodForItsScopesAlone(t *testing.T) {
+	w := newWorld(t)
+	w.setPolicy("version: 1\nrules:\n  - {name: all, identities: [\"*\"], credentials: [\"*\"]}\n")
+	w.restart(true)
+	w.put("openai", "sk-fake-1", policy.CredentialPolicy{})
+	with := func(s identity.Scopes) identity.Caller {
+		return identity.Caller{Principal: identity.Principal{Type: identity.Agent, Name: "ci", Proof: identity.OIDC, By: "oidc:https://idp.example#1"}, Scopes: s}
+	}
+	g := w.lease(with(identity.MayLease), "openai")
+	for what, try := range map[string]func() error{
+		"lease with list": func() error {
+			_, err := w.Lease(ctx, with(identity.MayList), Request{Credential: "openai"})
+			return err
+		},
+		"lease with none": func() error { _, err := w.Lease(ctx, with(0), Request{Credential: "openai"}); return err },
+		"renew with list": func() error {
+			_, err := w.Renew(ctx, with(identity.MayList), RenewRequest{LeaseID: g.LeaseID})
+			return err
+		},
+		"reveal with list":  func() error { _, err := w.Reveal(ctx, with(identity.MayList), g.LeaseID); return err },
+		"list with lease":   func() error { _, err := w.List(ctx, with(identity.MayLease), ListRequest{}); return err },
+		"list with neither": func() error { _, err := w.List(ctx, with(0), ListRequest{}); return err },
+	} {
+		if r := AsRefusal(try()); r == nil || r.Code != NotAvailable {
+			t.Errorf("%s: %v", what, r)
+		}
+	}
+	if _, err := w.Release(ctx, with(0), g.LeaseID); err != nil {
+		t.Errorf("giving back: %v", err)
+	}
+	if w.live() != 0 {
+		t.Errorf("%d live", w.live())
+	}
+}

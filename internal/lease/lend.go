@@ -47,6 +47,9 @@ func (b *Broker) admit(caller identity.Caller, r Request) (*lease, policy.Decisi
 	if err := cmp.Or(b.begin(caller, now), b.thawed()); err != nil {
 		return nil, none, written{}, err
 	}
+	if err := inScope(caller, identity.MayLease); err != nil {
+		return nil, none, written{}, err
+	}
 	c := b.ix.creds[r.Credential]
 	if c == nil || c.state() != stateActive {
 		return nil, none, written{}, notAvailable()
@@ -128,6 +131,14 @@ func (b *Broker) proven(p identity.Principal) error {
 	}
 	return refuse(Unauthenticated, "this keylease lends to proven identities only, and nothing proves the name of this connection",
 		"Ask the operator for a token (keylease token create) and set KEYLEASE_TOKEN in this client's configuration; there is nothing to retry.")
+}
+
+// inScope refuses what the caller's token is not good for, whatever policy says. It tells nothing of any credential.
+func inScope(caller identity.Caller, scope identity.Scopes) error {
+	if caller.May(scope) {
+		return nil
+	}
+	return refuse(NotAvailable, "the token of this connection does not carry the scope for this", "Tell the operator; there is nothing to retry with this token.")
 }
 
 // permitted turns a decision into the delivery that is used, or into the refusal that the caller may see.
@@ -226,6 +237,9 @@ func (b *Broker) Renew(_ context.Context, caller identity.Caller, r RenewRequest
 
 func (b *Broker) extend(caller identity.Caller, r RenewRequest, now time.Time) (*lease, bool, written, error) {
 	if err := cmp.Or(b.begin(caller, now), b.thawed()); err != nil {
+		return nil, false, written{}, err
+	}
+	if err := inScope(caller, identity.MayLease); err != nil {
 		return nil, false, written{}, err
 	}
 	l, err := b.find(caller.Principal, r.LeaseID, now)

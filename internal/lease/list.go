@@ -30,6 +30,9 @@ func (b *Broker) List(_ context.Context, caller identity.Caller, r ListRequest) 
 	if err := b.standing(caller.Principal, now); err != nil {
 		return Listing{}, err
 	}
+	if err := inScope(caller, identity.MayList); err != nil {
+		return Listing{}, err
+	}
 	if b.broken == nil { // a list is answered even while changes can't be recorded
 		if err := b.refreshPolicy(); err != nil {
 			return Listing{}, err

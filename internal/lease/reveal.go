@@ -43,6 +43,9 @@ func (b *Broker) revealable(caller identity.Caller, id string) (sealedAt, error)
 	if err := b.standing(caller.Principal, now); err != nil {
 		return sealedAt{}, err
 	}
+	if err := inScope(caller, identity.MayLease); err != nil {
+		return sealedAt{}, err
+	}
 	l, err := b.find(caller.Principal, id, now)
 	if err != nil {
 		return sealedAt{}, err

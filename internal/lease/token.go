@@ -255,6 +255,12 @@ func (b *Broker) Authenticate(ctx context.Context, text, source string) (identit
 	return p, nil
 }
 
+// AuthFailed records that somebody at source could not prove who they are, or what they may. reason has to be one of
+// few: failures are summed up by it.
+func (b *Broker) AuthFailed(ctx context.Context, source, reason string) {
+	b.authFailed(ctx, source, reason)
+}
+
 // Misused records that somebody at source named a session that belongs to another principal.
 func (b *Broker) Misused(ctx context.Context, _ identity.Caller, source string) {
 	b.authFailed(ctx, source, "named another principal's session")

@@ -29,7 +29,7 @@ func room(pkg string) int {
 		return 4
 	case "keylease/internal/lease":
 		return 3
-	case "keylease/internal/seedfile": // pure, in words of policy
+	case "keylease/internal/seedfile", "keylease/internal/federation": // pure, in words of policy
 		return 2
 	case "keylease/policy", "keylease/store":
 		return 1
@@ -49,6 +49,8 @@ var homes = []struct {
 	{"crypto/cipher", []string{"keylease/store"}},
 	{"crypto/ed25519", []string{"keylease/store"}},
 	{"crypto/hkdf", []string{"keylease/store"}},
+	{"github.com/coreos/go-oidc", []string{"keylease/internal/federation"}},
+	{"github.com/go-jose", []string{"keylease/internal/federation", "keylease/internal/issuertest"}},
 	{"golang.org/x/crypto", []string{"keylease/store"}},
 	{"github.com/knadh/koanf", []string{"keylease/cmd/keylease"}},
 	{"github.com/spf13/", []string{"keylease/cmd/keylease"}},

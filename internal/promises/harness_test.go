@@ -236,7 +236,7 @@ type served struct {
 	exited chan struct{}
 }
 
-var listening = regexp.MustCompile(`127\.0\.0\.1:([1-9]\d*)`)
+var listening = regexp.MustCompile(`(?:127\.0\.0\.1|0\.0\.0\.0|\[::\]):([1-9]\d*)`)
 
 // serve starts a daemon and waits until it answers. HTTP gets a port of the kernel's choice unless args say otherwise.
 func (w *world) serve(args ...string) *served {
@@ -263,7 +263,7 @@ func (w *world) serve(args ...string) *served {
 			return errors.New(s.log.String())
 		}
 		if m := listening.FindString(s.log.String()); m != "" {
-			s.addr = m
+			s.addr = "127.0.0.1" + m[strings.LastIndexByte(m, ':'):]
 		} else if !slices.Contains(args, "off") {
 			return errors.New("no address: " + s.log.String())
 		}

@@ -4,6 +4,7 @@ package promises
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -21,6 +22,7 @@ type web struct {
 	base  string
 	token string
 	spec  spec
+	over  *http.Client // nil: the usual one
 
 	mu      sync.Mutex
 	session string
@@ -41,13 +43,17 @@ type response struct {
 // do makes one request. Headers come in pairs; one that is given replaces the usual one, and an empty one takes it
 // away.
 func do(method, url, body string, headers ...string) (response, error) {
+	return doOver(http.DefaultClient, method, url, body, headers...)
+}
+
+func doOver(client *http.Client, method, url, body string, headers ...string) (response, error) {
 	ctx, cancel := timeout()
 	defer cancel()
 	r, err := request(ctx, method, url, body, headers...)
 	if err != nil {
 		return response{}, err
 	}
-	got, err := http.DefaultClient.Do(r)
+	got, err := client.Do(r)
 	if err != nil {
 		return response{}, err
 	}
@@ -84,7 +90,10 @@ func request(ctx context.Context, method, url, body string, headers ...string) (
 // rpc posts one request under id and reads its answer, which comes as JSON or as an event.
 func (c *web) rpc(id, method string, params any, headers ...string) (response, rpcReply, error) {
 	var reply rpcReply
-	got, err := do("POST", c.base+"/mcp", rpcLine(id, method, params), append([]string{"Authorization", "Bearer " + c.token}, headers...)...)
+	if c.token != "" {
+		headers = append([]string{"Authorization", "Bearer " + c.token}, headers...)
+	}
+	got, err := doOver(cmp.Or(c.over, http.DefaultClient), "POST", c.base+"/mcp", rpcLine(id, method, params), headers...)
 	if err != nil || got.status != http.StatusOK {
 		return got, reply, err
 	}
