@@ -9,10 +9,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -126,8 +128,13 @@ func withFront(ctx context.Context, to, token string, command []string) error {
 		},
 	}
 	front := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// Without this an answer that begins early cuts the reading of its request, and with it the stream.
-		_ = http.NewResponseController(w).EnableFullDuplex()
+		// Read whole first: an answer that begins early ends the reading of its request, and would cut its own stream.
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
+		if err != nil {
+			http.Error(w, "the front could not read the request", http.StatusBadGateway)
+			return
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
 		proxy.ServeHTTP(w, r)
 	})}
 	var serving sync.WaitGroup
