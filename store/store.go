@@ -197,7 +197,23 @@ func (s *Store) Close() error {
 		s.mu.Unlock()
 		close(s.stop)
 		s.running.Wait()
-		s.closeErr = errors.Join(s.checkpoint(), s.anchor.close(), s.db.Close())
+		s.closeErr = errors.Join(s.checkpoint(), s.anchor.close(), s.closeDB())
 	})
 	return s.closeErr
+}
+
+// closeTime is how long Badger may take to write out its tables. Where its folder is gone or its disk is full it tries
+// again each second for ever, but everything acknowledged is synced already: what it would write is read back from
+// its log at the next open.
+const closeTime = 5 * time.Second
+
+func (s *Store) closeDB() error {
+	closed := make(chan error, 1)
+	go func() { closed <- s.db.Close() }()
+	select {
+	case err := <-closed:
+		return err
+	case <-time.After(closeTime):
+		return fmt.Errorf("the database did not close within %s: is its folder gone, or its disk full? Nothing that was acknowledged is lost", closeTime)
+	}
 }

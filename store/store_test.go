@@ -344,3 +344,24 @@ func TestEmptyMemtableDoesNotFailTheOpen(t *testing.T) {
 	}
 	mustOpen(t, o)
 }
+
+// Badger tries for ever to write out a table where its folder is gone.
+func TestAStoreWhoseFolderIsGoneCanBeClosed(t *testing.T) {
+	t.Parallel()
+	o := testOptions(t)
+	s := mustOpen(t, o)
+	record(t, s, leaseCreated(1))
+	if err := os.RemoveAll(o.Dir); err != nil {
+		t.Fatal(err)
+	}
+	closed := make(chan error, 1)
+	go func() { closed <- s.Close() }()
+	select {
+	case err := <-closed:
+		if err == nil {
+			t.Error("it says that all was written")
+		}
+	case <-time.After(6 * closeTime):
+		t.Fatal("it never closes")
+	}
+}

@@ -98,7 +98,9 @@ func TestE2TokensAreKeptAsHashes(t *testing.T) {
 			}
 		}
 	}
-	wantCode(t, w.agentOf(spec{client: "c", env: []string{"KEYLEASE_TOKEN=" + wrongLast(second)}}), "unauthenticated", "list_credentials", args{})
+	wrong := w.agentOf(spec{client: "c", env: []string{"KEYLEASE_TOKEN=" + wrongLast(second)}})
+	wantCode(t, wrong, "unauthenticated", "list_credentials", args{})
+	wrong.leave() // or it starts another daemon
 	local.leave()
 	if shown := w.ok("token", "ls", "--json") + w.ok("audit", "--json") + s.log.String(); holdsToken([]byte(shown), tokens) {
 		t.Error("a token is shown")

@@ -94,9 +94,19 @@ func (s *system) admins() string  { return filepath.Join(s.run(), "admin.sock") 
 
 func (s *system) folder(path string, uid int, mode os.FileMode) {
 	s.t.Helper()
-	s.must(os.MkdirAll(path, 0o755))
-	s.must(os.Chmod(path, mode))
+	if parent := filepath.Dir(path); !exists(parent) {
+		s.folder(parent, 0, 0o755)
+	}
+	if !exists(path) {
+		s.must(os.Mkdir(path, mode))
+	}
+	s.must(os.Chmod(path, mode)) // whatever umask a store that was opened in this process has left
 	s.must(os.Chown(path, uid, uid))
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // file is root's, and the daemon may read it.
@@ -104,6 +114,7 @@ func (s *system) file(name, text string) {
 	s.t.Helper()
 	path := filepath.Join(s.config(), name)
 	s.must(os.WriteFile(path, []byte(text), 0o640))
+	s.must(os.Chmod(path, 0o640))
 	s.must(os.Chown(path, 0, daemonUID))
 }
 
