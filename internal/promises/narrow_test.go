@@ -286,7 +286,7 @@ func TestAnIdentityIsCutOffAtOnce(t *testing.T) {
 	if said != fmt.Sprintf("revoked %d leases\n", many) {
 		t.Error(said)
 	}
-	s = w.serve("--http", s.addr)
+	w.serve("--http", s.addr)
 	if live := w.leases(); len(live) != 1 || live[his].LeaseID == "" {
 		t.Errorf("%d leases live after the kill", len(live))
 	}
