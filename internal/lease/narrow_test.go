@@ -641,3 +641,36 @@ func TestASnapshotTellsWhatTheTrailTells(t *testing.T) {
 	}
 	_, _ = w.Authenticate(ctx, text, "test")
 }
+
+// What could not be recorded takes no use of a token, freezes nothing and cuts nobody off.
+func TestWhatCouldNotBeRecordedTakesNoUse(t *testing.T) {
+	w := newWorld(t)
+	w.put("openai", "sk-fake-1", policy.CredentialPolicy{})
+	_, info, ci := w.token(TokenSpec{Identity: "ci", Uses: 2})
+	kept := w.lease(ci, "openai")
+	b := w.Broker
+	b.mu.Lock()
+	again := entry(store.EventLeaseCreated, ci)
+	again.LeaseID, again.Credential, again.CredentialID, again.Version = "ls_lost", "openai", b.ix.creds["openai"].rec.ID, 1
+	frozen, cut := entry(store.EventServerFrozen, operator), entry(store.EventLeasesEnded, operator)
+	var last written
+	for _, e := range []store.Entry{again, frozen, cut} { // with a detail that no list allows: the disk will not have them
+		e.Details = map[string]string{"nonsense": "x", "identity": "ci", "identity_type": "agent"}
+		bad, err := b.submit(store.Change{Entry: e}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		last = bad
+	}
+	reached := b.ix.frozen != nil && b.ix.tokens[info.ID].spent() && b.ix.held(ci.Holder()) == nil
+	b.mu.Unlock()
+	if !reached {
+		t.Fatal("the changes did not reach the index, so this test shows nothing")
+	}
+	_, err := b.settle(last)
+	wantCode(t, err, Unavailable)
+	w.value(ci, kept.LeaseID)
+	w.lease(ci, "openai")
+	_, err = w.Lease(ctx, ci, Request{Credential: "openai"})
+	wantCode(t, err, LeaseLimit)
+}
