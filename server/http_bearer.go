@@ -149,7 +149,7 @@ func (h *httpHandler) challenged(tried bool) *fault {
 	return f
 }
 
-func (h *httpHandler) describesItself() bool { return h.Resource != "" && len(h.Foreign.Issuers()) > 0 }
+func (h *httpHandler) describesItself() bool { return h.Resource != "" && h.Foreign.AcceptsTokens() }
 
 // resourceURL is the resource as the configuration gives it, which checked it.
 func (h *httpHandler) resourceURL() *url.URL {
@@ -172,14 +172,15 @@ func (h *httpHandler) routeMetadata() {
 		return
 	}
 	serve := getOnly(func(w http.ResponseWriter, _ *http.Request) {
+		about := struct {
+			Resource string   `json:"resource"`
+			Name     string   `json:"resource_name"`
+			Servers  []string `json:"authorization_servers,omitempty"`
+			Scopes   []string `json:"scopes_supported"`
+			Methods  []string `json:"bearer_methods_supported"`
+		}{h.Resource, "keylease", h.Foreign.AuthorizationServers(), []string{identity.LeaseScope, identity.ListScope}, []string{"header"}}
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(map[string]any{
-			"resource":                 h.Resource,
-			"resource_name":            "keylease",
-			"authorization_servers":    h.Foreign.Issuers(),
-			"scopes_supported":         []string{identity.LeaseScope, identity.ListScope},
-			"bearer_methods_supported": []string{"header"},
-		})
+		_ = json.NewEncoder(w).Encode(about)
 	})
 	h.routes.HandleFunc(metadataPath, serve)
 	if path := strings.TrimSuffix(h.resourceURL().Path, "/"); path != "" {

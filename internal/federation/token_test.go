@@ -32,7 +32,7 @@ type rig struct {
 
 func newRig(t *testing.T, change ...func(*Issuer)) *rig {
 	t.Helper()
-	r := &rig{Issuer: issuertest.New(t), t: t, clock: time.Now()}
+	r := &rig{Issuer: issuertest.New(t), t: t, clock: time.Now().Truncate(time.Second)}
 	shape := Issuer{Issuer: r.URL, Identities: []Mapping{
 		{Match: map[string][]string{"sub": {"robot-*"}}, Name: "ci/{sub}"},
 		{Match: map[string][]string{"email": {"*@example.com"}}, Type: "human"},
@@ -161,8 +161,8 @@ func TestB6ATokenThatIsNotRightStandsForNobody(t *testing.T) {
 		{"nbf in the future", token(claimsOf{"nbf": now.Unix() + 62}), whyNotYet},
 		{"nbf is text", token(claimsOf{"nbf": "soon"}), whyNotYet},
 		{"iat in the future", token(claimsOf{"iat": now.Unix() + 62}), whyNotYet},
-		{"no sub", token(claimsOf{"sub": nil}), whySubject},
-		{"empty sub", token(claimsOf{"sub": ""}), whySubject},
+		{"no sub", token(claimsOf{"sub": nil, "groups": "team-red"}), whySubject},
+		{"empty sub", token(claimsOf{"sub": "", "groups": "team-red"}), whySubject},
 		{"sub with bidi characters", token(claimsOf{"sub": "robot-\u202e1"}), whySubject},
 		{"sub too long", token(claimsOf{"sub": "robot-" + strings.Repeat("1", 255)}), whySubject},
 		{"bound to a key", token(claimsOf{"cnf": claimsOf{"jkt": "x"}}), whyBound},
