@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/mark3labs/mcp-go/mcp"
 
@@ -87,6 +89,14 @@ func withEntrant(r *http.Request, e federation.Entrant) *http.Request {
 func entrantOf(ctx context.Context) federation.Entrant {
 	e, _ := ctx.Value(entrantKey{}).(federation.Entrant)
 	return e
+}
+
+// timeLeft is how long the proof that r came with is good for; a token of ours is asked about again instead.
+func (h *httpHandler) timeLeft(r *http.Request) time.Duration {
+	if ends := entrantOf(r.Context()).Until; !ends.IsZero() {
+		return ends.Sub(h.Now())
+	}
+	return math.MaxInt64
 }
 
 // stillGood reports whether a stream's proof is what it was when the stream was opened: who lost it loses the stream

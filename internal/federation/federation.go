@@ -19,7 +19,7 @@ import (
 type Entrant struct {
 	identity.Principal
 	Scopes identity.Scopes
-	Until  time.Time // the proof is worth nothing at or after it; never zero
+	Until  time.Time // the proof is worth nothing at or after it; a Directory always sets it
 }
 
 // Refused is why a proof stands for nobody.
