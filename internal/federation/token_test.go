@@ -336,3 +336,70 @@ func BenchmarkBearer(b *testing.B) {
 		}
 	}
 }
+
+func TestAnIssuersOwnAuthorityIsTrustedForItAlone(t *testing.T) {
+	idp, ca := issuertest.NewOverTLS(t)
+	var told []string
+	file, readable := ca, true
+	c := Config{Resource: ours, Issuers: []Issuer{{Issuer: idp.URL, CAFile: "/ca.pem", Identities: []Mapping{
+		{Match: map[string][]string{"sub": {"robot-*"}}, Name: "ci/{sub}"}}}}}
+	clock := time.Now()
+	for _, step := range []struct {
+		what   string
+		change func()
+		ok     bool
+	}{
+		{"with its authority", func() {}, true},
+		{"with an unreadable file", func() { readable = false }, false},
+		{"with a file that is none", func() { readable, file = true, []byte("none") }, false},
+		{"without", func() { c.Issuers[0].CAFile = "" }, false},
+	} {
+		step.change()
+		d, err := New(c, Options{Now: func() time.Time { return clock }, Trouble: func(_ string, err error) { told = append(told, err.Error()) },
+			ReadFile: func(string) ([]byte, error) {
+				if !readable {
+					return nil, errors.New("no such file")
+				}
+				return file, nil
+			}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := d.Bearer(t.Context(), idp.Token(idp.Good(ours, clock, nil)))
+		if ok := err == nil && e.Name == "ci/robot-1"; ok != step.ok || !ok && !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s: %v, %+v", step.what, err, e)
+		}
+		d.Close()
+	}
+	if len(told) != 3 {
+		t.Errorf("told %q", told)
+	}
+}
+
+func TestWhatAnIssuerAnswersIsBoundedAndStaysSecure(t *testing.T) {
+	for what, answer := range map[string]http.HandlerFunc{
+		"a huge set": func(w http.ResponseWriter, _ *http.Request) {
+			for range 20 {
+				_, _ = w.Write([]byte(strings.Repeat(" ", 64<<10)))
+			}
+		},
+		"a redirect into the clear": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://192.0.2.1/keys", http.StatusFound)
+		},
+		"a redirect without end": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/keys", http.StatusFound) },
+		"a page":                 func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) },
+	} {
+		r := newRig(t)
+		r.Answer("/keys", answer)
+		if _, err := r.Bearer(t.Context(), r.Token(r.good(nil))); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	r := newRig(t)
+	r.Answer("/.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte(`{"issuer":"` + r.URL + `","jwks_uri":"http://192.0.2.1/keys"}`))
+	})
+	if _, err := r.Bearer(t.Context(), r.Token(r.good(nil))); !errors.Is(err, ErrUnavailable) || !strings.Contains(strings.Join(r.told, ""), "names no https address") {
+		t.Errorf("keys in the clear: %v, %q", err, r.told)
+	}
+}
