@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/mark3labs/mcp-go/mcp"
 
@@ -89,6 +91,14 @@ func entrantOf(ctx context.Context) federation.Entrant {
 	return e
 }
 
+// timeLeft is how long the proof that r came with is good for; a token of ours is asked about again instead.
+func (h *httpHandler) timeLeft(r *http.Request) time.Duration {
+	if ends := entrantOf(r.Context()).Until; !ends.IsZero() {
+		return ends.Sub(h.Now())
+	}
+	return math.MaxInt64
+}
+
 // stillGood reports whether a stream's proof is what it was when the stream was opened: who lost it loses the stream
 // with it. An issuer that can't be reached takes nothing away.
 func (h *httpHandler) stillGood(r *http.Request, p identity.Principal) bool {
@@ -149,7 +159,7 @@ func (h *httpHandler) challenged(tried bool) *fault {
 	return f
 }
 
-func (h *httpHandler) describesItself() bool { return h.Resource != "" && len(h.Foreign.Issuers()) > 0 }
+func (h *httpHandler) describesItself() bool { return h.Resource != "" && h.Foreign.AcceptsTokens() }
 
 // resourceURL is the resource as the configuration gives it, which checked it.
 func (h *httpHandler) resourceURL() *url.URL {
@@ -172,14 +182,15 @@ func (h *httpHandler) routeMetadata() {
 		return
 	}
 	serve := getOnly(func(w http.ResponseWriter, _ *http.Request) {
+		about := struct {
+			Resource string   `json:"resource"`
+			Name     string   `json:"resource_name"`
+			Servers  []string `json:"authorization_servers,omitempty"`
+			Scopes   []string `json:"scopes_supported"`
+			Methods  []string `json:"bearer_methods_supported"`
+		}{h.Resource, "keylease", h.Foreign.AuthorizationServers(), []string{identity.LeaseScope, identity.ListScope}, []string{"header"}}
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(map[string]any{
-			"resource":                 h.Resource,
-			"resource_name":            "keylease",
-			"authorization_servers":    h.Foreign.Issuers(),
-			"scopes_supported":         []string{identity.LeaseScope, identity.ListScope},
-			"bearer_methods_supported": []string{"header"},
-		})
+		_ = json.NewEncoder(w).Encode(about)
 	})
 	h.routes.HandleFunc(metadataPath, serve)
 	if path := strings.TrimSuffix(h.resourceURL().Path, "/"); path != "" {

@@ -225,9 +225,7 @@ func (w neutralWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 // streamContext ends with the request, with until, or when what proved the caller is no longer good.
 func (h *httpHandler) streamContext(r *http.Request, p identity.Principal, until context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(r.Context())
-	if ends := entrantOf(r.Context()).Until; !ends.IsZero() {
-		ctx, cancel = context.WithTimeout(r.Context(), ends.Sub(h.Now()))
-	}
+	expiry := time.AfterFunc(h.timeLeft(r), cancel)
 	unhook := context.AfterFunc(until, cancel)
 	go func() {
 		tick := time.NewTicker(h.Heartbeat)
@@ -243,7 +241,7 @@ func (h *httpHandler) streamContext(r *http.Request, p identity.Principal, until
 			}
 		}
 	}()
-	return ctx, func() { unhook(); cancel() }
+	return ctx, func() { expiry.Stop(); unhook(); cancel() }
 }
 
 // lapsed makes mcp-go forget what it keeps (about 12 KB) for a session that lapsed.

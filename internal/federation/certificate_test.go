@@ -92,3 +92,38 @@ func TestACertificateIsTheOneNameInItThatItsRuleMatches(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkCertificate(b *testing.B) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		b.Fatal(err)
+	}
+	sign := func(shape, parent *x509.Certificate) *x509.Certificate {
+		der, err := x509.CreateCertificate(rand.Reader, shape, parent, &key.PublicKey, key)
+		if err != nil {
+			b.Fatal(err)
+		}
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return c
+	}
+	ends := time.Now().Add(time.Hour)
+	shape := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: ends, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	ca := sign(shape, shape)
+	leaf := sign(&x509.Certificate{SerialNumber: big.NewInt(2), NotAfter: ends, DNSNames: []string{"a.agents.example"},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, ca)
+	d, err := New(Config{Certificates: []Certificate{{DNS: []string{"*.agents.example"}, Name: "{san}"}}}, Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer d.Close()
+	roots := x509.NewCertPool()
+	roots.AddCert(ca)
+	for b.Loop() {
+		if _, err := d.Certificate([]*x509.Certificate{leaf}, roots); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -19,7 +19,7 @@ import (
 type Entrant struct {
 	identity.Principal
 	Scopes identity.Scopes
-	Until  time.Time // the proof is worth nothing at or after it; never zero
+	Until  time.Time // the proof is worth nothing at or after it; a Directory always sets it
 }
 
 // Refused is why a proof stands for nobody.
@@ -61,7 +61,7 @@ type Options struct {
 type Directory struct {
 	now          func() time.Time
 	issuers      map[string]*issuer
-	order        []string
+	askable      []string // issuers, in the order of the configuration, that can be asked for scopes
 	certificates []certificateRule
 	stop         context.CancelFunc
 	fetching     sync.WaitGroup
@@ -87,7 +87,9 @@ func New(c Config, o Options) (*Directory, error) {
 			fetch:   source{issuer: shape.Issuer, caFile: shape.CAFile, readFile: o.ReadFile}.fetch,
 			trouble: func(err error) { o.Trouble(shape.Issuer, err) }}
 		d.issuers[shape.Issuer] = i
-		d.order = append(d.order, shape.Issuer)
+		if len(shape.Scopes) == 0 {
+			d.askable = append(d.askable, shape.Issuer)
+		}
 	}
 	for _, shape := range c.Certificates {
 		d.certificates = append(d.certificates, newCertificateRule(shape))
@@ -101,13 +103,12 @@ func (d *Directory) Close() {
 	d.fetching.Wait()
 }
 
-// Issuers returns whose tokens are accepted, in the order of the configuration.
-func (d *Directory) Issuers() []string {
-	if d == nil {
-		return nil
-	}
-	return d.order
-}
+// AcceptsTokens reports whether there is any issuer.
+func (d *Directory) AcceptsTokens() bool { return d != nil && len(d.issuers) > 0 }
+
+// AuthorizationServers returns the issuers that an OAuth client can ask for a token with our scopes. Those whose tokens
+// are given scopes by the configuration, as a CI system's are, can't be asked.
+func (d *Directory) AuthorizationServers() []string { return d.askable }
 
 // secureURL reports whether what is fetched from u can't be changed on the way: https, or a loopback address.
 func secureURL(u *url.URL) bool {

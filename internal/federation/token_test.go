@@ -32,7 +32,7 @@ type rig struct {
 
 func newRig(t *testing.T, change ...func(*Issuer)) *rig {
 	t.Helper()
-	r := &rig{Issuer: issuertest.New(t), t: t, clock: time.Now()}
+	r := &rig{Issuer: issuertest.New(t), t: t, clock: time.Now().Truncate(time.Second)}
 	shape := Issuer{Issuer: r.URL, Identities: []Mapping{
 		{Match: map[string][]string{"sub": {"robot-*"}}, Name: "ci/{sub}"},
 		{Match: map[string][]string{"email": {"*@example.com"}}, Type: "human"},
@@ -161,8 +161,8 @@ func TestB6ATokenThatIsNotRightStandsForNobody(t *testing.T) {
 		{"nbf in the future", token(claimsOf{"nbf": now.Unix() + 62}), whyNotYet},
 		{"nbf is text", token(claimsOf{"nbf": "soon"}), whyNotYet},
 		{"iat in the future", token(claimsOf{"iat": now.Unix() + 62}), whyNotYet},
-		{"no sub", token(claimsOf{"sub": nil}), whySubject},
-		{"empty sub", token(claimsOf{"sub": ""}), whySubject},
+		{"no sub", token(claimsOf{"sub": nil, "groups": "team-red"}), whySubject},
+		{"empty sub", token(claimsOf{"sub": "", "groups": "team-red"}), whySubject},
 		{"sub with bidi characters", token(claimsOf{"sub": "robot-\u202e1"}), whySubject},
 		{"sub too long", token(claimsOf{"sub": "robot-" + strings.Repeat("1", 255)}), whySubject},
 		{"bound to a key", token(claimsOf{"cnf": claimsOf{"jkt": "x"}}), whyBound},
@@ -334,5 +334,72 @@ func BenchmarkBearer(b *testing.B) {
 		if _, err := d.Bearer(b.Context(), token); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+func TestAnIssuersOwnAuthorityIsTrustedForItAlone(t *testing.T) {
+	idp, ca := issuertest.NewOverTLS(t)
+	var told []string
+	file, readable := ca, true
+	c := Config{Resource: ours, Issuers: []Issuer{{Issuer: idp.URL, CAFile: "/ca.pem", Identities: []Mapping{
+		{Match: map[string][]string{"sub": {"robot-*"}}, Name: "ci/{sub}"}}}}}
+	clock := time.Now()
+	for _, step := range []struct {
+		what   string
+		change func()
+		ok     bool
+	}{
+		{"with its authority", func() {}, true},
+		{"with an unreadable file", func() { readable = false }, false},
+		{"with a file that is none", func() { readable, file = true, []byte("none") }, false},
+		{"without", func() { c.Issuers[0].CAFile = "" }, false},
+	} {
+		step.change()
+		d, err := New(c, Options{Now: func() time.Time { return clock }, Trouble: func(_ string, err error) { told = append(told, err.Error()) },
+			ReadFile: func(string) ([]byte, error) {
+				if !readable {
+					return nil, errors.New("no such file")
+				}
+				return file, nil
+			}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := d.Bearer(t.Context(), idp.Token(idp.Good(ours, clock, nil)))
+		if ok := err == nil && e.Name == "ci/robot-1"; ok != step.ok || !ok && !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s: %v, %+v", step.what, err, e)
+		}
+		d.Close()
+	}
+	if len(told) != 3 {
+		t.Errorf("told %q", told)
+	}
+}
+
+func TestWhatAnIssuerAnswersIsBoundedAndStaysSecure(t *testing.T) {
+	for what, answer := range map[string]http.HandlerFunc{
+		"a huge set": func(w http.ResponseWriter, _ *http.Request) {
+			for range 20 {
+				_, _ = w.Write([]byte(strings.Repeat(" ", 64<<10)))
+			}
+		},
+		"a redirect into the clear": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://192.0.2.1/keys", http.StatusFound)
+		},
+		"a redirect without end": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/keys", http.StatusFound) },
+		"a page":                 func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) },
+	} {
+		r := newRig(t)
+		r.Answer("/keys", answer)
+		if _, err := r.Bearer(t.Context(), r.Token(r.good(nil))); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	r := newRig(t)
+	r.Answer("/.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte(`{"issuer":"` + r.URL + `","jwks_uri":"http://192.0.2.1/keys"}`))
+	})
+	if _, err := r.Bearer(t.Context(), r.Token(r.good(nil))); !errors.Is(err, ErrUnavailable) || !strings.Contains(strings.Join(r.told, ""), "names no https address") {
+		t.Errorf("keys in the clear: %v, %q", err, r.told)
 	}
 }

@@ -7,7 +7,10 @@ import (
 	"crypto/rsa"
 	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
+	"io"
+	"log"
 	"maps"
 	"net"
 	"net/http"
@@ -33,17 +36,41 @@ type Issuer struct {
 	seen []*http.Request
 	down bool
 	lie  string // what discovery calls the issuer instead
+
+	other map[string]http.HandlerFunc // instead of what follows, by path
 }
 
 // New starts an issuer with one RS256 key.
 func New(t testing.TB) *Issuer {
 	t.Helper()
 	i := &Issuer{t: t}
-	i.srv = httptest.NewServer(i)
-	i.URL = i.srv.URL
+	return i.start(httptest.NewServer(i))
+}
+
+// NewOverTLS starts one at an https address, and returns the authority of its certificate in PEM.
+func NewOverTLS(t testing.TB) (*Issuer, []byte) {
+	t.Helper()
+	i := &Issuer{t: t}
+	srv := httptest.NewUnstartedServer(i)
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0) // a client that does not trust it is meant to be there
+	srv.StartTLS()
+	i.start(srv)
+	return i, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: i.srv.Certificate().Raw})
+}
+
+func (i *Issuer) start(srv *httptest.Server) *Issuer {
+	i.srv, i.URL = srv, srv.URL
+	t := i.t
 	t.Cleanup(i.srv.Close)
 	i.Rotate()
 	return i
+}
+
+// Answer makes the issuer answer a path in another way.
+func (i *Issuer) Answer(path string, with http.HandlerFunc) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.other = map[string]http.HandlerFunc{path: with}
 }
 
 // Rotate makes a new signing key and takes the old ones out of the key set.
@@ -95,6 +122,8 @@ func (i *Issuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	switch {
+	case i.other[r.URL.Path] != nil:
+		i.other[r.URL.Path](w, r)
 	case i.down:
 		w.WriteHeader(http.StatusInternalServerError)
 	case r.URL.Path == "/.well-known/openid-configuration":

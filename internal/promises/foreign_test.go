@@ -232,7 +232,8 @@ func TestWhereToAskForATokenIsToldToAnybody(t *testing.T) {
 		t.Errorf("without issuers: %v HTTP %d", err, got.status)
 	}
 	s.stop()
-	w.trusting(robots, "https://idp.example.com")
+	w.configure("resource: " + resource + "\nissuers:\n  - issuer: https://ci.example.com\n    scopes: [\"keylease:lease\"]\n    identities:\n" + robots +
+		"  - issuer: https://idp.example.com\n    identities:\n" + robots)
 	s = w.serve()
 	for _, path := range []string{well, well + "/mcp"} {
 		got, err := do("GET", "http://"+s.addr+path, "")
