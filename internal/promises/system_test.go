@@ -203,4 +203,18 @@ func TestB8bSquattedSystemSocket(t *testing.T) {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+	// All looks right, but who is behind it is not the socket's owner.
+	path := filepath.Join(s.home, "rooted", "agent.sock")
+	s.folder(filepath.Dir(path), 0, 0o777)
+	heard := squat(t, otherUID, path)
+	s.folder(filepath.Dir(path), 0, 0o755)
+	s.must(os.Chown(path, daemonUID, daemonUID))
+	if o := s.as(agentUID, s.bin, "--socket", path, "leases"); o.code != 7 || !strings.Contains(o.err, "belongs to uid 61003") {
+		t.Errorf("another process than the socket's owner's: %s", o)
+	}
+	select {
+	case text := <-heard:
+		t.Errorf("it heard %q", text)
+	case <-time.After(20 * time.Millisecond):
+	}
 }
