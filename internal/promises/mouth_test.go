@@ -73,7 +73,7 @@ func (c *web) say(method, line string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		headers = []string{"Authorization", "Bearer " + c.token, "Mcp-Protocol-Version", legacy, "Mcp-Session-Id", session}
+		headers = []string{"Authorization", "Bearer " + c.token, "Mcp-Protocol-Version", c.era, "Mcp-Session-Id", session}
 	}
 	got, err := do("POST", c.base+"/mcp", line, headers...)
 	if err == nil && strings.HasPrefix(got.header.Get("Content-Type"), "text/event-stream") {

@@ -29,28 +29,32 @@ func tricked(tricks []string, name string) (all []string) {
 	return all
 }
 
-// admin asks the admin API over the socket, as a keylease command would.
-func (w *world) admin(method, path string, body any) (status int, text string) {
-	w.t.Helper()
-	ask := http.Client{Timeout: patience, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) {
-			conn, err := net.Dial("unix", w.socket())
-			if err != nil {
-				return nil, err
-			}
-			fmt.Fprintln(conn, `{"keylease":1,"kind":"admin"}`)
-			r := bufio.NewReaderSize(conn, 1)
-			_, err = r.ReadString('\n')
-			return buffered{conn, r}, err
-		}}}
-	r, err := http.NewRequest(method, "http://keylease"+path, strings.NewReader(jsonLine(body)))
-	w.must(err)
-	got, err := ask.Do(r)
-	w.must(err)
-	defer got.Body.Close()
-	all, err := io.ReadAll(got.Body)
-	w.must(err)
-	return got.StatusCode, string(all)
+// operator asks the admin API over the socket, as keylease commands do, on one connection.
+func (w *world) operator() func(method, path string, body any) (status int, text string) {
+	transport := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
+		conn, err := net.Dial("unix", w.socket())
+		if err != nil {
+			return nil, err
+		}
+		fmt.Fprintln(conn, `{"keylease":1,"kind":"admin"}`)
+		r := bufio.NewReader(conn)
+		_, err = r.ReadString('\n')
+		return buffered{conn, r}, err
+	}}
+	w.t.Cleanup(transport.CloseIdleConnections)
+	ask := http.Client{Timeout: patience, Transport: transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return func(method, path string, body any) (int, string) {
+		w.t.Helper()
+		r, err := http.NewRequest(method, "http://keylease"+path, strings.NewReader(jsonLine(body)))
+		w.must(err)
+		got, err := ask.Do(r)
+		w.must(err)
+		defer got.Body.Close()
+		all, err := io.ReadAll(got.Body)
+		w.must(err)
+		return got.StatusCode, string(all)
+	}
 }
 
 type buffered struct {
@@ -98,14 +102,15 @@ rules:
 func TestA7NamesAreNeverPatterns(t *testing.T) {
 	t.Parallel()
 	w, alice, bob, unharmed := namesakes(t)
+	admin := w.operator()
 	for _, name := range tricked(nameTricks, "db") {
-		if code, text := w.admin("POST", "/v1/credentials", args{"name": name, "type": "generic-secret", "value": "ZmFrZQ=="}); code != 400 {
+		if code, text := admin("POST", "/v1/credentials", args{"name": name, "type": "generic-secret", "value": "ZmFrZQ=="}); code != 400 {
 			t.Errorf("put %q: HTTP %d %s", name, code, text)
 		}
-		if code, text := w.admin("POST", "/v1/seed", args{"items": []args{{"name": name, "type": "generic-secret", "value": "ZmFrZQ==", "has_value": true}}}); code != 400 {
+		if code, text := admin("POST", "/v1/seed", args{"items": []args{{"name": name, "type": "generic-secret", "value": "ZmFrZQ==", "has_value": true}}}); code != 400 {
 			t.Errorf("seed %q: HTTP %d %s", name, code, text)
 		}
-		findsNothing(w, name)
+		findsNothing(w, admin, name)
 		for _, c := range []caller{alice, bob} {
 			wantCode(t, c, "not_available", "lease_credential", args{"credential": name})
 			wantCode(t, c, "not_available", "lease_credential", args{"lease_id": name})
@@ -126,14 +131,14 @@ func TestA7NamesAreNeverPatterns(t *testing.T) {
 	}
 	unharmed("tricks with credentials' names")
 	for _, name := range tricked(nameTricks, "alice") {
-		if code, text := w.admin("POST", "/v1/tokens", args{"type": "agent", "identity": name}); code != 400 {
+		if code, text := admin("POST", "/v1/tokens", args{"type": "agent", "identity": name}); code != 400 {
 			t.Errorf("a token for %q: HTTP %d %s", name, code, text)
 		}
 		if got := w.hello(`{"keylease":1,"kind":"mcp","as":` + jsonLine(name) + `}`); !strings.Contains(got, `"ok":false`) {
 			t.Errorf("a hello as %q: %s", name, got)
 		}
-		findsNothing(w, name)
-		if code, text := w.admin("POST", "/v1/policy/explain", args{"type": "agent", "identity": name, "proof": "token", "credential": "db"}); code == 200 && strings.Contains(text, `"allow":true`) {
+		findsNothing(w, admin, name)
+		if code, text := admin("POST", "/v1/policy/explain", args{"type": "agent", "identity": name, "proof": "token", "credential": "db"}); code == 200 && strings.Contains(text, `"allow":true`) {
 			t.Errorf("the policy takes %q for alice: %s", name, text)
 		}
 	}
@@ -151,7 +156,7 @@ func TestA7NamesAreNeverPatterns(t *testing.T) {
 }
 
 // findsNothing asks every verb that takes the name of something that has to be there.
-func findsNothing(w *world, name string) {
+func findsNothing(w *world, admin func(method, path string, body any) (int, string), name string) {
 	w.t.Helper()
 	for _, ask := range []struct {
 		method, path string
@@ -162,12 +167,12 @@ func findsNothing(w *world, name string) {
 		{"POST", "/v1/tokens/%s/rotate", nil}, {"POST", "/v1/tokens/%s/revoke", nil},
 	} {
 		path := strings.ReplaceAll(ask.path, "%s", url.PathEscape(name))
-		if code, text := w.admin(ask.method, path, ask.body); code < 300 || strings.Contains(text, `"metadata"`) {
+		if code, text := admin(ask.method, path, ask.body); code < 300 || strings.Contains(text, `"metadata"`) {
 			w.t.Errorf("%s %s: HTTP %d %s", ask.method, path, code, text)
 		}
 	}
 	for _, filter := range []args{{"identity": name}, {"credential": name}} {
-		if code, text := w.admin("POST", "/v1/leases/revoke", filter); code != 400 && !strings.Contains(text, `"revoked":0`) {
+		if code, text := admin("POST", "/v1/leases/revoke", filter); code != 400 && !strings.Contains(text, `"revoked":0`) {
 			w.t.Errorf("revoke-leases of %v: HTTP %d %s", filter, code, text)
 		}
 	}
@@ -178,12 +183,13 @@ func findsNothing(w *world, name string) {
 func TestA8AlmostTheSameName(t *testing.T) {
 	t.Parallel()
 	w, _, _, _ := namesakes(t)
+	admin := w.operator()
 	root := w.agent("root")
 	id := lend(t, root, "db")
 	call(t, root, "release_lease", args{"lease_id": id})
 	id = lend(t, root, "db")
 	for _, name := range []string{"ROOT", "Root", "rooT", " root", "root ", "Root\t", "\troot", "root\n", "root\x00", "ｒｏｏｔ", "roοt", "root.", "root-", "root_", "root/", "root:", "root@", "0root", "roo", "r00t"} {
-		code, text := w.admin("POST", "/v1/tokens", args{"type": "agent", "identity": name})
+		code, text := admin("POST", "/v1/tokens", args{"type": "agent", "identity": name})
 		answer := w.hello(`{"keylease":1,"kind":"mcp","as":` + jsonLine(name) + `}`)
 		legal := strings.Contains(answer, `"ok":true`)
 		if legal != (code == 200) || legal != (strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789._@+:/-") == "") {
@@ -202,7 +208,7 @@ func TestA8AlmostTheSameName(t *testing.T) {
 	}
 	for _, name := range []string{"DB", "Db", "dB", " db", "db ", "Db\t", "db.", "db-", "db_", "ｄｂ", "db\n", "d", "dbb"} {
 		wantCode(t, root, "not_available", "lease_credential", args{"credential": name})
-		if code, text := w.admin("GET", "/v1/credentials/"+url.PathEscape(name), nil); code < 300 {
+		if code, text := admin("GET", "/v1/credentials/"+url.PathEscape(name), nil); code < 300 {
 			t.Errorf("%q stands for a credential: %s", name, text)
 		}
 	}
@@ -216,11 +222,12 @@ func TestA8AlmostTheSameName(t *testing.T) {
 func TestA9ANameIsNotAPath(t *testing.T) {
 	t.Parallel()
 	w, alice, bob, unharmed := namesakes(t)
+	admin := w.operator()
 	for _, name := range tricked(pathTricks, "db") {
-		if code, text := w.admin("POST", "/v1/credentials", args{"name": name, "type": "generic-secret", "value": "ZmFrZQ=="}); code != 400 {
+		if code, text := admin("POST", "/v1/credentials", args{"name": name, "type": "generic-secret", "value": "ZmFrZQ=="}); code != 400 {
 			t.Errorf("put %q: HTTP %d %s", name, code, text)
 		}
-		findsNothing(w, name)
+		findsNothing(w, admin, name)
 		for _, c := range []caller{alice, bob} {
 			wantCode(t, c, "not_available", "lease_credential", args{"credential": name})
 			wantCode(t, c, "not_available", "release_lease", args{"lease_id": name})
@@ -228,7 +235,7 @@ func TestA9ANameIsNotAPath(t *testing.T) {
 	}
 	for _, path := range []string{"/v1/credentials/../credentials/db", "/v1//credentials/db", "/v1/credentials/./db", "/v1/leases/../credentials/db", "/v1/credentials/x/../db", "/v1/credentials/db/"} {
 		for _, method := range []string{"GET", "DELETE"} {
-			if code, text := w.admin(method, path, nil); code == 200 {
+			if code, text := admin(method, path, nil); code == 200 {
 				t.Errorf("%s %s: HTTP %d %s", method, path, code, text)
 			}
 		}

@@ -186,17 +186,22 @@ func TestC6ParamsThatAreNot(t *testing.T) {
 		}
 	}
 	for _, revision := range []string{"2024-11-05", "2025-03-26", "2025-06-18", legacy} { // each with a handshake of its own
-		a := w.agentOf(spec{client: "c", modern: true}) // none yet
-		w.must(a.handshake(revision))
-		for _, method := range mcpMethods {
-			for _, p := range []string{"", `,"params":null`, `,"params":[]`} {
-				if got, err := a.say("", `{"jsonrpc":"2.0","id":"raw","method":`+jsonLine(method)+p+"}"); err != nil || inside.MatchString(got) {
-					t.Errorf("%s %s%s: %v %s", revision, method, p, err, got)
+		local := w.agentOf(spec{client: "c", modern: true}) // none yet
+		w.must(local.handshake(revision))
+		remote := w.web(s.addr, token, false)
+		remote.era = revision
+		for road, say := range map[string]func(string, string) (string, error){"stdio": local.say, "http": remote.say} {
+			for _, method := range mcpMethods {
+				for _, p := range []string{"", `,"params":null`, `,"params":[]`} {
+					if got, err := say("", `{"jsonrpc":"2.0","id":"raw","method":`+jsonLine(method)+p+"}"); err != nil || got == "" || inside.MatchString(got) {
+						t.Errorf("%s %s %s%s: %v %s", road, revision, method, p, err, got)
+					}
+					said++
 				}
-				said++
 			}
 		}
-		lend(t, a, "db")
+		lend(t, local, "db")
+		lend(t, remote, "db")
 	}
 	daemonLog, _ := os.ReadFile(filepath.Join(w.data(), "daemon.log"))
 	if log := s.log.String() + string(daemonLog); strings.Contains(log, "panic") {

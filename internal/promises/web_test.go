@@ -23,6 +23,7 @@ type web struct {
 	token string
 	spec  spec
 	over  *http.Client // nil: the usual one
+	era   string       // the revision of its handshake
 
 	mu      sync.Mutex
 	session string
@@ -31,7 +32,7 @@ type web struct {
 
 // web is a client of the daemon at addr with this token; modern is the era without sessions.
 func (w *world) web(addr, token string, isModern bool) *web {
-	return &web{w: w, base: "http://" + addr, token: token, spec: spec{client: "test-client", modern: isModern}}
+	return &web{w: w, base: "http://" + addr, token: token, spec: spec{client: "test-client", modern: isModern}, era: legacy}
 }
 
 type response struct {
@@ -143,7 +144,7 @@ func (c *web) headers(tool string) ([]string, error) {
 		return []string{"Mcp-Protocol-Version", modern, "Mcp-Method", "tools/call", "Mcp-Name", tool}, nil
 	}
 	session, err := c.open()
-	return []string{"Mcp-Protocol-Version", legacy, "Mcp-Session-Id", session}, err
+	return []string{"Mcp-Protocol-Version", c.era, "Mcp-Session-Id", session}, err
 }
 
 // open returns the session, beginning it where there is none.
@@ -153,7 +154,7 @@ func (c *web) open() (string, error) {
 	if c.session != "" {
 		return c.session, nil
 	}
-	got, reply, err := c.rpc(c.id(), "initialize", args{"protocolVersion": legacy, "capabilities": args{},
+	got, reply, err := c.rpc(c.id(), "initialize", args{"protocolVersion": c.era, "capabilities": args{},
 		"clientInfo": args{"name": c.spec.client, "version": "1"}})
 	if err == nil && (got.status != http.StatusOK || reply.Error != nil) {
 		err = fmt.Errorf("initialize: HTTP %d: %s", got.status, got.body)
