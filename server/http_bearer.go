@@ -171,7 +171,7 @@ func (h *httpHandler) routeMetadata() {
 	if !h.describesItself() {
 		return
 	}
-	serve := getOnly(func(w http.ResponseWriter, _ *http.Request) {
+	serve := h.getOnly(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(map[string]any{
 			"resource":                 h.Resource,

@@ -42,12 +42,34 @@ func (p *Paces) Take(party string, now time.Time, spare int) (wait time.Duration
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	b := p.bucket(party, now)
+	if wait := p.wait(b, now, spare); wait > 0 {
+		return wait
+	}
+	b.AllowN(now, 1)
+	return 0
+}
+
+// Wait is what Take would return, and takes nothing.
+func (p *Paces) Wait(party string, now time.Time) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b := p.by[party]
+	if b == nil || p.Unlimited() {
+		return 0
+	}
+	return p.wait(b, now, 0)
+}
+
+func (p *Paces) wait(b *rate.Limiter, now time.Time, spare int) time.Duration {
 	missing := float64(min(spare, p.burst-1)) + 1 - b.TokensAt(now)
-	if missing <= 0 && b.AllowN(now, 1) {
+	if missing <= 0 {
 		return 0
 	}
 	return max(time.Duration(missing/float64(p.limit)*float64(time.Second)), time.Millisecond)
 }
+
+// Part is a part of the burst, in whole tokens.
+func (p *Paces) Part(of float64) int { return int(of * float64(p.burst)) }
 
 // Left is how much of party's bucket is left, as a part of 1.
 func (p *Paces) Left(party string, now time.Time) float64 {
