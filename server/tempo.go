@@ -39,18 +39,25 @@ func newTempo(l Limits, now func() time.Time) *tempo {
 	return &tempo{each: pace.New(l.CallRate/2, l.CallBurst/2), all: pace.New(l.CallRate, l.CallBurst), now: now}
 }
 
-// reserved is the part of an identity's bucket that is left to those of its connections that send little: one agent of
-// many under one uid that sends without end slows itself and not the others.
-const reserved = 0.25
+const (
+	// reserved is the part of an identity's bucket that is left to those of its connections that send little: one agent
+	// of many under one uid that sends without end slows itself and not the others.
+	reserved = 0.25
+	longWait = time.Second
+)
 
 // turn takes one message of connection one, which belongs to identity all, from both rates; or takes nothing and says
 // after how long to ask again.
-func (t *tempo) turn(one, all string) (wait time.Duration) {
+func (t *tempo) turn(one, all string) (wait time.Duration) { return t.turnAfter(0, one, all) }
+
+// turnAfter is turn for a message that has waited already. After longWait it may have of what is left to others too:
+// a connection that sends much comes late, and not never.
+func (t *tempo) turnAfter(waited time.Duration, one, all string) (wait time.Duration) {
 	if t == nil || t.all.Unlimited() {
 		return 0
 	}
 	now, spare := t.now(), 0
-	if t.each.Left(one, now) < 0.5 {
+	if t.each.Left(one, now) < 0.5 && waited < longWait {
 		spare = t.all.Part(reserved)
 	}
 	if wait = t.each.Wait(one, now); wait == 0 {
@@ -68,6 +75,7 @@ func (t *tempo) await(done <-chan struct{}, longest time.Duration, one, all stri
 	if wait == 0 {
 		return true
 	}
+	begin := time.Now()
 	var over <-chan time.Time
 	if longest > 0 {
 		end := time.NewTimer(longest)
@@ -76,9 +84,10 @@ func (t *tempo) await(done <-chan struct{}, longest time.Duration, one, all stri
 	}
 	next := time.NewTimer(0)
 	defer next.Stop()
-	for least := 2 * time.Millisecond; wait > 0; wait = t.turn(one, all) {
-		next.Reset(max(min(wait, 250*time.Millisecond), least))
-		least = min(2*least, 100*time.Millisecond) // many may wait for what is enough for one
+	// Many may wait for what is enough for one: who has waited longer asks more often, so that all get their turn.
+	for pause := 60 * time.Millisecond; wait > 0; wait = t.turnAfter(time.Since(begin), one, all) {
+		next.Reset(pause)
+		pause = max(pause/2, 20*time.Millisecond)
 		select {
 		case <-next.C:
 		case <-over:
