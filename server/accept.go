@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"runtime/debug"
 	"sync"
@@ -15,7 +16,6 @@ import (
 
 // accept lets local connections in by one door until that is closed.
 func (d *daemon) accept(at door) {
-	slots := make(chan struct{}, maxConns)
 	for {
 		conn, err := at.Accept()
 		if errors.Is(err, net.ErrClosed) {
@@ -26,16 +26,7 @@ func (d *daemon) accept(at door) {
 			time.Sleep(50 * time.Millisecond)
 			continue
 		}
-		select {
-		case slots <- struct{}{}:
-		default:
-			d.refuse(conn, &HelloError{"rate_limited", "the daemon has too many local connections: close some"})
-			continue
-		}
-		d.wg.Go(func() {
-			defer func() { <-slots }()
-			d.welcome(conn, at)
-		})
+		d.wg.Go(func() { d.welcome(conn, at) })
 	}
 }
 
@@ -64,13 +55,26 @@ func (d *daemon) welcome(conn net.Conn, at door) {
 		d.refuse(conn, err)
 		return
 	}
-	r := bufio.NewReaderSize(conn, 4<<10)
-	if !d.greet(conn, true) {
-		_ = conn.Close()
+	asked := make(chan struct{}) // to leave, before it said what it wants
+	leave := sync.OnceFunc(func() { close(asked); _ = conn.Close() })
+	g := d.crowd.enter(d.party(peer), leave)
+	if g == nil {
+		d.refuse(conn, &HelloError{"rate_limited", "the daemon has as many local connections as it may, and all are in use: close some"})
 		return
 	}
-	h, err := readHello(conn, r)
-	d.greet(conn, false)
+	defer g.exit()
+	if !d.greet(conn, leave) {
+		leave()
+		return
+	}
+	var r *bufio.Reader
+	var h hello
+	err = &HelloError{"rate_limited", "this process or user opens too many connections in too short a time: wait a second"}
+	if d.bounds.await(asked, helloTime, peer.process(), peer.user()) { // before a byte of it is parsed
+		r = bufio.NewReaderSize(conn, lineBuffer)
+		h, err = readHello(conn, r)
+	}
+	d.greet(conn, nil)
 	if err == nil {
 		err = checkHello(h)
 	}
@@ -83,21 +87,30 @@ func (d *daemon) welcome(conn net.Conn, at door) {
 	}
 	switch h.Kind {
 	case kindMCP:
-		d.serveMCP(conn, r, h, peer)
+		d.serveMCP(conn, r, h, peer, g)
 	case kindAdmin:
-		d.serveAdmin(conn, r, peer)
+		d.serveAdmin(conn, r, peer, g)
 	case kindHandover:
+		g.begin()
 		d.serveHandover(conn)
 	}
 }
 
-// greet keeps the connections that have not said hello yet: a daemon that stops does not wait for them. It reports
-// false once the daemon stops.
-func (d *daemon) greet(conn net.Conn, waiting bool) bool {
+// party is who makes room for whom on the local socket: where more than one user may come, users; else processes.
+func (d *daemon) party(peer *localPeer) string {
+	if d.System != nil {
+		return peer.user()
+	}
+	return peer.process()
+}
+
+// greet keeps the connections that have not said hello yet, and how to end them (nil: it has): a daemon that stops
+// does not wait for them. It reports false once the daemon stops.
+func (d *daemon) greet(conn net.Conn, leave func()) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if waiting && !d.ending {
-		d.greeting[conn] = struct{}{}
+	if leave != nil && !d.ending {
+		d.greeting[conn] = leave
 	} else {
 		delete(d.greeting, conn)
 	}
@@ -116,10 +129,11 @@ func checkHello(h hello) error {
 	return nil
 }
 
-func (d *daemon) serveMCP(conn net.Conn, r *bufio.Reader, h hello, peer *localPeer) {
-	c := newMCPConn(d.local, conn, r, h, peer)
-	c.kin = kin(peer, d.peers.look)
+func (d *daemon) serveMCP(conn net.Conn, r *bufio.Reader, h hello, peer *localPeer, g *guest) {
+	c := newMCPConn(d.local, d.bounds, conn, r, h, peer)
+	c.kin, c.guest = kin(peer, d.peers.look), g
 	c.prove()
+	g.asked(c.putAside)
 	d.mu.Lock()
 	d.conns[c] = struct{}{}
 	if d.ending {
@@ -137,11 +151,11 @@ func (d *daemon) serveMCP(conn net.Conn, r *bufio.Reader, h hello, peer *localPe
 	c.serve()
 }
 
-func (d *daemon) serveAdmin(conn net.Conn, r *bufio.Reader, peer *localPeer) {
+func (d *daemon) serveAdmin(conn net.Conn, r *bufio.Reader, peer *localPeer, g *guest) {
 	d.answer(conn, false)
 	d.admins.Add(1)
 	d.touch()
-	admin := &adminConn{readConn: readConn{conn, r}, peer: peer, closed: make(chan struct{})}
+	admin := &adminConn{readConn: readConn{conn, r}, peer: peer, guest: g, closed: make(chan struct{})}
 	select {
 	case d.adminIn <- admin:
 		<-admin.closed
@@ -189,6 +203,7 @@ func (d *daemon) refuse(conn net.Conn, err error) {
 type adminConn struct {
 	readConn
 	peer   *localPeer
+	guest  *guest
 	once   sync.Once
 	closed chan struct{}
 }
@@ -196,6 +211,16 @@ type adminConn struct {
 func (c *adminConn) Close() error {
 	c.once.Do(func() { close(c.closed) })
 	return c.readConn.Close()
+}
+
+// inUse keeps an admin connection that a request runs on from being closed to make room.
+func (c *adminConn) inUse(state http.ConnState) {
+	switch state {
+	case http.StateActive:
+		c.guest.begin()
+	case http.StateIdle:
+		c.guest.end()
+	}
 }
 
 // chanListener hands an http.Server the connections that said they are for it.

@@ -49,8 +49,10 @@ type Options struct {
 	Reload         <-chan struct{} // read the policy again (SIGHUP)
 	Ready          func(Listening) // called once when everything listens
 	Now            func() time.Time
+	Limits         Limits
 
-	inProcess bool // Standalone: takes no daemon's place
+	inProcess bool          // Standalone: takes no daemon's place
+	hurry     time.Duration // tests: instead of lineTime and writeTime
 }
 
 // Listening is where a daemon can be reached.
@@ -65,7 +67,6 @@ const (
 	defaultIdleStop = 30 * time.Minute
 	stopTime        = 2 * time.Second
 	takeoverTime    = 15 * time.Second
-	maxConns        = 1024 // local connections; an idle one costs about 30 KB
 	serverStopped   = "stopped"
 )
 
@@ -88,6 +89,8 @@ type daemon struct {
 	backend
 	listening Listening
 	peers     *mcpPeers
+	crowd     *crowd // of the local socket
+	bounds    *bounds
 	tls       *tlsKeeper   // nil: plain HTTP
 	lastCall  atomic.Int64 // unix nanoseconds
 	admins    atomic.Int64 // open admin connections
@@ -100,7 +103,7 @@ type daemon struct {
 	mu        sync.Mutex        // guards the next four
 	strangers map[int]time.Time // uid → when the log named it last
 	ending    bool
-	greeting  map[net.Conn]struct{} // have not said hello yet
+	greeting  map[net.Conn]func() // have not said hello yet: what ends them
 	conns     map[*mcpConn]struct{}
 	wg        sync.WaitGroup // connections being served
 }
@@ -127,12 +130,13 @@ func (d *daemon) backendOf(b *lease.Broker, closeAll func() error) backend {
 		mcp = tools.NewServer(b, d.Log, d.Version)
 	}
 	return backend{
-		local: local{mcp: mcp, attach: b.Attach, detach: b.Detach, authenticate: b.Authenticate, log: d.Log, called: d.touch},
+		local: local{mcp: mcp, attach: b.Attach, detach: b.Detach, lapse: b.Lapse,
+			authenticate: b.Authenticate, log: d.Log, called: d.touch},
 		admin: newAdminHandler(adminOptions{Broker: b, Log: d.Log, Version: d.Version, Peers: d.peers, Auto: d.Auto,
 			Handover: func() { d.end("handover") }, Listening: func() Listening { return d.listening }, Now: d.Now}),
 		web: newHTTPHandler(httpOptions{Broker: b, Log: d.Log, MCP: mcp, Addr: d.listening.HTTP,
 			AllowedHosts: d.AllowedHosts, AllowedOrigins: d.AllowedOrigins, Resource: d.Resource, Foreign: d.Foreign, TLS: d.tls,
-			Called: d.touch, Now: d.Now}),
+			Limits: d.Limits, Called: d.touch, Now: d.Now}),
 		activity: b.Activity,
 		started: func(ctx context.Context, l Listening) error {
 			return b.Started(ctx, map[string]string{"address": l.HTTP, "version": d.Version, "auto": strconv.FormatBool(d.Auto)})
@@ -201,12 +205,16 @@ func newDaemon(o Options) *daemon {
 	}
 	exe, _ := os.Executable() // unknown: no process counts as keylease, which refuses more
 	d := &daemon{Options: o, peers: newMCPPeers(lookProcess, exe), stop: make(chan string, 1),
-		adminIn: make(chan net.Conn), over: make(chan struct{}), conns: map[*mcpConn]struct{}{}, greeting: map[net.Conn]struct{}{}}
+		adminIn: make(chan net.Conn), over: make(chan struct{}), conns: map[*mcpConn]struct{}{}, greeting: map[net.Conn]func(){}}
 	d.listening.Socket = o.Paths.SocketPath()
 	if o.System != nil {
 		d.listening.Admin = o.System.AdminSocket
 	}
 	d.touch()
+	d.crowd, d.bounds = newCrowd(o.Limits.LocalConnections), newBounds(o.Limits, o.Now)
+	if o.hurry > 0 {
+		d.bounds.lineTime, d.bounds.writeTime = o.hurry, o.hurry
+	}
 	return d
 }
 
@@ -232,6 +240,7 @@ func (d *daemon) run(ctx context.Context, doors []door, web net.Listener) error 
 	admin.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
 		return withPeer(ctx, conn.(*adminConn).peer)
 	}
+	admin.ConnState = func(conn net.Conn, state http.ConnState) { conn.(*adminConn).inUse(state) }
 	servers := []*http.Server{admin}
 	background.Go(func() {
 		_ = admin.Serve(&chanListener{in: d.adminIn, addr: doors[0].Addr(), closed: make(chan struct{})})
@@ -318,8 +327,8 @@ func (d *daemon) shutdown(reason string, servers []*http.Server) {
 	close(d.over)
 	d.mu.Lock()
 	d.ending = true
-	for conn := range d.greeting {
-		_ = conn.Close()
+	for _, leave := range d.greeting {
+		leave()
 	}
 	for c := range d.conns {
 		c.stop(word)

@@ -36,6 +36,7 @@ type hello struct {
 	As            string `json:"as,omitempty"`
 	ClientName    string `json:"client_name,omitempty"`
 	ClientVersion string `json:"client_version,omitempty"`
+	Session       string `json:"session,omitempty"` // that an earlier control line named: it goes on, if it is the same caller's
 }
 
 type helloAnswer struct {
@@ -61,6 +62,7 @@ func (e *HelloError) Error() string { return e.Message }
 type control struct {
 	Keylease string `json:"keylease"` // "idle": come back when your client speaks; "stop": come back
 	Read     uint64 `json:"read"`
+	Session  string `json:"session,omitempty"`
 }
 
 const (

@@ -53,6 +53,8 @@ type httpOptions struct {
 	// Lapse says that a session was forgotten for being quiet, which is not a disconnect: its leases go on. Optional.
 	Lapse func(session string)
 
+	Limits Limits // zero: none
+
 	Now       func() time.Time // optional: time.Now
 	Heartbeat time.Duration    // optional, 25 s: how often a stream is written to and its token looked at again
 }
@@ -136,6 +138,8 @@ type httpHandler struct {
 	closing    context.Context // ends when the server stops; streams end with it
 	stop       context.CancelFunc
 	bodyTime   time.Duration // how long a body may take to come
+	writeTime  time.Duration // how long a client may take nothing of an answer
+	bounds     *webBounds
 }
 
 func newHTTPHandler(o httpOptions) *httpHandler {
@@ -143,7 +147,8 @@ func newHTTPHandler(o httpOptions) *httpHandler {
 	if host, _, err := net.SplitHostPort(o.Addr); err == nil && host != "" && !isLoopbackName(host) && !net.ParseIP(host).IsUnspecified() {
 		o.AllowedHosts = append(slices.Clone(o.AllowedHosts), host)
 	}
-	h := &httpHandler{httpOptions: o, routes: http.NewServeMux(), bodyTime: 10 * time.Second}
+	h := &httpHandler{httpOptions: o, routes: http.NewServeMux(), bodyTime: 10 * time.Second, writeTime: httpWriteTime,
+		bounds: newWebBounds(o.Limits, o.Now)}
 	if own := h.resourceURL().Host; own != "" {
 		h.AllowedHosts = append(slices.Clone(h.AllowedHosts), own)
 	}
@@ -155,11 +160,11 @@ func newHTTPHandler(o httpOptions) *httpHandler {
 	h.routes.HandleFunc("/mcp", h.senderKnown(h.serveMCP, http.MethodPost, http.MethodGet, http.MethodDelete))
 	h.routes.HandleFunc("/sse", h.senderKnown(h.serveSSE, http.MethodGet))
 	h.routes.HandleFunc("/message", h.senderKnown(h.serveMessage, http.MethodPost))
-	h.routes.HandleFunc("/healthz", getOnly(h.serveHealth))
-	h.routes.HandleFunc("/readyz", getOnly(h.serveReady))
+	h.routes.HandleFunc("/healthz", h.getOnly(h.serveHealth))
+	h.routes.HandleFunc("/readyz", h.getOnly(h.serveReady))
 	h.routeMetadata()
 	h.routes.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		notFound("there is nothing here", "MCP is served at /mcp, or at /sse for older clients.").write(w)
+		notFound("there is nothing here", "MCP is served at /mcp, or at /sse for older clients.").refuse(w, r)
 	})
 	return h
 }
@@ -168,7 +173,7 @@ func newHTTPHandler(o httpOptions) *httpHandler {
 // deadlines of their own. Shutdown cuts the streams and waits for calls in flight.
 func newHTTPServer(h *httpHandler) *http.Server {
 	s := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
-		ErrorLog: silent(h.Log)}
+		ErrorLog: silent(h.Log), ConnContext: h.bounds.opened, ConnState: h.bounds.changed}
 	s.RegisterOnShutdown(h.Close)
 	return s
 }
@@ -193,7 +198,7 @@ func listenHTTP(ctx context.Context, addr string, overTLS bool) (net.Listener, e
 func (h *httpHandler) Close() { h.stop() }
 
 func (h *httpHandler) ServeHTTP(inner http.ResponseWriter, r *http.Request) {
-	w := &watchedWriter{ResponseWriter: inner}
+	w := &watchedWriter{ResponseWriter: inner, longest: h.writeTime}
 	defer h.recovered(w, r)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Cache-Control", "no-store")
@@ -202,7 +207,7 @@ func (h *httpHandler) ServeHTTP(inner http.ResponseWriter, r *http.Request) {
 		f = h.limitReading(w, r)
 	}
 	if f != nil {
-		f.write(w)
+		h.turnAway(w, r, f)
 		return
 	}
 	h.routes.ServeHTTP(w, r)
@@ -212,24 +217,31 @@ func (h *httpHandler) ServeHTTP(inner http.ResponseWriter, r *http.Request) {
 func (h *httpHandler) senderKnown(next func(http.ResponseWriter, *http.Request, identity.Principal), methods ...string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if !slices.Contains(methods, r.Method) {
-			methodNotAllowed(strings.Join(methods, ", ")).write(w)
+			methodNotAllowed(strings.Join(methods, ", ")).refuse(w, r)
 			return
 		}
 		r, p, f := h.authenticate(r)
 		if f != nil {
-			f.write(w)
+			h.turnAway(w, r, f)
 			return
 		}
+		done, f := h.inTurn(r, p)
+		if f != nil {
+			f.refuse(w, r)
+			return
+		}
+		defer done()
 		h.Called()
 		next(w, r, p)
 	}
 }
 
 // getOnly lets next see GET and HEAD.
-func getOnly(next http.HandlerFunc) http.HandlerFunc {
+func (h *httpHandler) getOnly(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		h.unhurried(r)
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
-			methodNotAllowed("GET, HEAD").write(w)
+			methodNotAllowed("GET, HEAD").refuse(w, r)
 			return
 		}
 		next(w, r)

@@ -181,7 +181,7 @@ func (h *httpHandler) routeMetadata() {
 	if !h.describesItself() {
 		return
 	}
-	serve := getOnly(func(w http.ResponseWriter, _ *http.Request) {
+	serve := h.getOnly(func(w http.ResponseWriter, _ *http.Request) {
 		about := struct {
 			Resource string   `json:"resource"`
 			Name     string   `json:"resource_name"`

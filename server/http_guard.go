@@ -275,24 +275,31 @@ func (h *httpHandler) logPanic(v any, where string) (id string) {
 	return id
 }
 
-// watchedWriter remembers whether an answer has begun.
+// watchedWriter remembers whether an answer has begun, and gives its reader so long for each piece of it: an
+// answer that nobody takes would otherwise hold its call, and its connection, for good.
 type watchedWriter struct {
 	http.ResponseWriter
-	wrote bool
+	wrote   bool
+	longest time.Duration
+}
+
+func (w *watchedWriter) begun() {
+	w.wrote = true
+	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(w.longest))
 }
 
 func (w *watchedWriter) WriteHeader(status int) {
-	w.wrote = true
+	w.begun()
 	w.ResponseWriter.WriteHeader(status)
 }
 
 func (w *watchedWriter) Write(p []byte) (int, error) {
-	w.wrote = true
+	w.begun()
 	return w.ResponseWriter.Write(p)
 }
 
 func (w *watchedWriter) Flush() {
-	w.wrote = true
+	w.begun()
 	_ = http.NewResponseController(w.ResponseWriter).Flush()
 }
 

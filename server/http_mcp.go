@@ -51,9 +51,9 @@ func (h *httpHandler) serveMCP(w http.ResponseWriter, r *http.Request, p identit
 }
 
 func (h *httpHandler) postMCP(w http.ResponseWriter, r *http.Request, p identity.Principal) {
-	done, f := h.sessions.call(p) // before the body is read: limits come before parsing
+	done, f := h.call(r, p) // before the body is read: limits come before parsing
 	if f != nil {
-		f.write(w)
+		f.refuse(w, r)
 		return
 	}
 	defer done()

@@ -149,6 +149,9 @@ func (w *web) tools() *mcpserver.MCPServer {
 		}
 		return mcp.NewToolResultText(c.Name), nil
 	})
+	s.AddTool(mcp.NewTool("big"), func(context.Context, mcp.CallToolRequest) (*mcp.CallToolResult, error) {
+		return mcp.NewToolResultText(strings.Repeat("x", 8<<20)), nil
+	})
 	s.AddTool(mcp.NewTool("panic"), func(context.Context, mcp.CallToolRequest) (*mcp.CallToolResult, error) {
 		panic("fake-secret-in-a-panic")
 	})

@@ -178,12 +178,13 @@ func (s *httpSession) lapse() (quiet bool) {
 // party is what one principal holds open. One that holds nothing and could open all that it may is like one that was
 // never seen, and is forgotten where there are many: an issuer has subjects without number.
 type party struct {
-	sessions, streams, calls int
-	opens                    *rate.Limiter
+	sessions, streams, waiting int
+	calls                      chan struct{}
+	opens                      *rate.Limiter
 }
 
 func (m *party) unused(now time.Time) bool {
-	return m.sessions+m.streams+m.calls == 0 && m.opens.TokensAt(now) >= sessionOpenBurst
+	return m.sessions+m.streams+m.waiting+len(m.calls) == 0 && m.opens.TokensAt(now) >= sessionOpenBurst
 }
 
 // sessionTable knows every live session over HTTP and who owns it.
@@ -205,7 +206,7 @@ func (t *sessionTable) party(p identity.Principal) *party {
 		if len(t.parties) >= manyParties {
 			maps.DeleteFunc(t.parties, func(_ identity.Principal, m *party) bool { return m.unused(t.now()) })
 		}
-		known = &party{opens: rate.NewLimiter(sessionOpenRate, sessionOpenBurst)}
+		known = &party{calls: make(chan struct{}, maxPartyCalls), opens: rate.NewLimiter(sessionOpenRate, sessionOpenBurst)}
 		t.parties[p] = known
 	}
 	return known
@@ -298,7 +299,35 @@ func (t *sessionTable) remove(s *httpSession) {
 
 // call admits one more call of p; done must follow.
 func (t *sessionTable) call(p identity.Principal) (done func(), f *fault) {
-	return t.take(p, func(m *party) *int { return &m.calls }, maxPartyCalls, "too many calls are in flight under this token")
+	calls := t.callsOf(p)
+	select {
+	case calls <- struct{}{}:
+		return func() { <-calls }, nil
+	default:
+		return nil, rateLimited("too many calls are in flight under this token", time.Second)
+	}
+}
+
+// callLater waits for one of p's calls to end; nil: none did before ctx.
+func (t *sessionTable) callLater(ctx context.Context, p identity.Principal) (done func()) {
+	calls := t.callsOf(p)
+	select {
+	case calls <- struct{}{}:
+		return func() { <-calls }
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+func (t *sessionTable) callsOf(p identity.Principal) chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.party(p).calls
+}
+
+// wait admits one more request of p to those that wait for their turn.
+func (t *sessionTable) wait(p identity.Principal) (done func(), f *fault) {
+	return t.take(p, func(m *party) *int { return &m.waiting }, maxPartyWaiting, "too many calls wait under this token")
 }
 
 // stream admits one more stream of p that is no session of its own.

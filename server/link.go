@@ -67,6 +67,7 @@ func (r *relay) dialDaemon(ctx context.Context) (*link, error) {
 	h := hello{Kind: kindMCP, Version: r.Version, Token: r.Token, As: r.As}
 	r.mu.Lock()
 	first := r.first
+	h.Session = r.session
 	r.mu.Unlock()
 	if first != nil {
 		h.ClientName, h.ClientVersion = claimedClient(first)
@@ -238,7 +239,7 @@ func (r *relay) readDaemon(ctx context.Context, l *link) {
 // that is.
 func (r *relay) lose(l *link, bye control) (waiting int) {
 	r.mu.Lock()
-	r.cur = nil
+	r.cur, r.session = nil, bye.Session
 	var lost []*flight
 	for key, c := range r.pending {
 		mayHaveRun := c.on == l && c.seq != 0 && (bye.Keylease == "" || c.seq <= bye.Read)

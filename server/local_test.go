@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -28,6 +29,7 @@ type house struct {
 	mu       sync.Mutex
 	attached []identity.Caller
 	detached []string
+	lapsed   []string
 	ran      map[string]int // calls of the tool "hold" by argument
 	revoked  bool
 	leases   int
@@ -62,6 +64,9 @@ func (h *house) tools() *mcpserver.MCPServer {
 			return mcp.NewToolResultError("cancelled " + mark), nil
 		}
 	})
+	s.AddTool(mcp.NewTool("big"), func(context.Context, mcp.CallToolRequest) (*mcp.CallToolResult, error) {
+		return mcp.NewToolResultText(strings.Repeat("x", 8<<20)), nil
+	})
 	s.AddTool(mcp.NewTool("panic"), func(context.Context, mcp.CallToolRequest) (*mcp.CallToolResult, error) {
 		panic("sk-fake-canary")
 	})
@@ -80,6 +85,11 @@ func (h *house) backend(log zerolog.Logger, called func()) backend {
 				h.mu.Lock()
 				defer h.mu.Unlock()
 				h.detached = append(h.detached, session)
+			},
+			lapse: func(session string) {
+				h.mu.Lock()
+				defer h.mu.Unlock()
+				h.lapsed = append(h.lapsed, session)
 			},
 			authenticate: func(_ context.Context, token, _ string) (identity.Principal, error) {
 				h.mu.Lock()

@@ -55,6 +55,7 @@ type relay struct {
 	order     uint64
 	handshake [2][]byte // initialize and initialized, once the first was answered
 	asked     bool      // the daemon's version was looked at
+	session   string    // as a daemon named it that put us aside
 	settled   *sync.Cond
 }
 

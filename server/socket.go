@@ -20,10 +20,10 @@ import (
 )
 
 const (
-	maxInFlight = 64                      // calls of one connection at a time; more wait unread
+	maxInFlight = 64                      // calls of one process or principal at a time; more wait unread
 	drainTime   = 5 * time.Second         // how long calls in flight are waited for after the client left
 	stopDrain   = 1500 * time.Millisecond // the same when the daemon stops, which takes 2 s at most
-	writeTime   = 30 * time.Second        // a client that reads nothing for so long is gone
+	writeTime   = 10 * time.Second        // a client that reads nothing for so long is gone
 )
 
 // local is what every MCP connection of the socket needs of the daemon.
@@ -32,6 +32,7 @@ type local struct {
 	attach       func(context.Context, identity.Caller)
 	detach       func(ctx context.Context, session string)
 	authenticate func(ctx context.Context, token, source string) (identity.Principal, error)
+	lapse        func(session string) // the session is quiet and was put aside; its leases go on
 	log          zerolog.Logger
 	called       func() // a request came: the daemon is in use
 }
@@ -42,12 +43,14 @@ type local struct {
 // clientInfo of the first request. Nothing that comes later changes it.
 type mcpConn struct {
 	local
+	*bounds
 	conn    net.Conn
 	r       *bufio.Reader
 	session *session
 	hello   hello
 	peer    *localPeer
 	kin     string // see kin
+	guest   *guest
 
 	proven   identity.Principal // by the token of the hello; zero without one, or with a bad one
 	badToken bool
@@ -58,16 +61,24 @@ type mcpConn struct {
 	wmu     sync.Mutex             // guards writes to conn
 	read    atomic.Uint64          // lines taken from conn
 	stopWhy atomic.Pointer[string] // set: nothing more is read
+	stopped chan struct{}          // closed when stopWhy is set
+	aside   atomic.Bool            // stopped to make room: that is no disconnect
 
 	mu       sync.Mutex // guards inFlight
 	inFlight map[string]bool
 	calls    sync.WaitGroup
-	slots    chan struct{}
+	process  chan struct{} // slots of calls of the process at the other end, whatever it calls itself
+	slots    chan struct{} // slots of calls of caller, over all its connections; nil while it is nobody
+	letGo    []func()      // gives back both
 }
 
-func newMCPConn(l local, conn net.Conn, r *bufio.Reader, h hello, peer *localPeer) *mcpConn {
-	return &mcpConn{local: l, conn: conn, r: r, session: newSession(), hello: h, peer: peer,
-		inFlight: map[string]bool{}, slots: make(chan struct{}, maxInFlight)}
+func newMCPConn(l local, b *bounds, conn net.Conn, r *bufio.Reader, h hello, peer *localPeer) *mcpConn {
+	c := &mcpConn{local: l, bounds: b, conn: conn, r: r, session: newSession(), hello: h, peer: peer,
+		inFlight: map[string]bool{}, stopped: make(chan struct{})}
+	var done func()
+	c.process, done = b.running.of(peer.process())
+	c.letGo = append(c.letGo, done)
+	return c
 }
 
 // serve reads until the client leaves, is told to, or breaks the rules; then it lets the calls in flight end and
@@ -75,36 +86,49 @@ func newMCPConn(l local, conn net.Conn, r *bufio.Reader, h hello, peer *localPee
 func (c *mcpConn) serve() {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	defer func() {
+		for _, done := range c.letGo {
+			done()
+		}
+	}()
+	if c.hello.Token != "" || c.hello.As != "" || c.hello.ClientName != "" {
+		c.identify(ctx, c.hello.ClientName, c.hello.ClientVersion)
+	}
 	if err := c.mcp.RegisterSession(ctx, c.session); err != nil {
 		c.log.Error().Err(err).Msg("registering a local session")
 		return
 	}
-	defer c.mcp.UnregisterSession(context.WithoutCancel(ctx), c.session.id)
 	ctx = c.mcp.WithContext(ctx, c.session)
-
-	if c.hello.Token != "" || c.hello.As != "" || c.hello.ClientName != "" {
-		c.identify(ctx, c.hello.ClientName, c.hello.ClientVersion)
-	}
 	var pump sync.WaitGroup
 	pump.Go(func() { c.forwardNotifications(ctx) })
 	c.readLoop(ctx)
-	why := c.stopWhy.Load()
+	why, answered := c.stopWhy.Load(), false
 	if why != nil {
-		c.sayGoodbye(*why)
+		answered = c.drain(stopDrain)
 	} else {
 		c.drain(drainTime)
 	}
 	cancel()
 	pump.Wait()
-	_ = c.conn.Close()
-	if c.known && why == nil { // a daemon that stops orphans everything when it starts again
+	c.mcp.UnregisterSession(context.WithoutCancel(ctx), c.session.id)
+	switch {
+	case why == nil && c.known:
+		_ = c.conn.Close()
 		c.detach(context.WithoutCancel(ctx), c.session.id)
+		return
+	case c.aside.Load() && c.known: // before its client hears of it, which may be back at once
+		c.lapse(c.session.id)
+		c.absent.note(c.session.id, c.caller.Principal)
 	}
+	if answered {
+		c.sayGoodbye(*why)
+	}
+	_ = c.conn.Close() // a daemon that stops orphans everything when it starts again
 }
 
 func (c *mcpConn) readLoop(ctx context.Context) {
 	for c.stopWhy.Load() == nil {
-		line, err := readLine(c.r, maxLine)
+		line, err := c.nextLine()
 		if errors.Is(err, errLineTooLong) {
 			c.write((&rpcError{mcp.INVALID_REQUEST, err.Error()}).line(nil))
 			return
@@ -112,10 +136,14 @@ func (c *mcpConn) readLoop(ctx context.Context) {
 		if err != nil {
 			return
 		}
-		c.read.Add(1)
-		if len(line) > 0 {
-			c.take(ctx, line)
+		c.guest.begin()
+		if c.await(c.stopped, 0, c.peer.process(), c.rateKey()) { // before a byte of it is parsed
+			c.read.Add(1)
+			if len(line) > 0 {
+				c.take(ctx, line)
+			}
 		}
+		c.guest.end()
 	}
 }
 
@@ -144,14 +172,19 @@ func (c *mcpConn) request(ctx context.Context, e *envelope, line []byte) {
 		c.write((&rpcError{mcp.INVALID_REQUEST, "a request with this id is still in flight"}).line(e.ID))
 		return
 	}
-	c.slots <- struct{}{}
+	leave, ok := c.enter()
+	if !ok { // told to stop, and this did not begin: it counts as unread
+		c.finish(key)
+		c.read.Add(^uint64(0))
+		return
+	}
 	run := func() {
+		defer leave()
 		answer := c.handle(ctx, e, line)
 		c.finish(key)
 		if answer != nil {
 			c.flush(c.encode(e, answer))
 		}
-		<-c.slots
 	}
 	if e.Method == string(mcp.MethodInitialize) {
 		run()
@@ -248,7 +281,20 @@ func (c *mcpConn) identify(ctx context.Context, claimedName, claimedVersion stri
 		c.caller.Principal = declared(callerName(claimedName), c.peer)
 	}
 	c.known = true
+	if c.absent.back(c.hello.Session, c.caller.Principal) {
+		c.session.id, c.caller.Session = c.hello.Session, c.hello.Session
+	}
+	var done func()
+	c.slots, done = c.running.of(principalGate(c.caller.Principal))
+	c.letGo = append(c.letGo, done)
 	c.attach(ctx, c.caller)
+}
+
+func (c *mcpConn) rateKey() string {
+	if c.known {
+		return c.caller.RateKey()
+	}
+	return c.peer.user()
 }
 
 func declared(name string, peer *localPeer) identity.Principal {
@@ -272,15 +318,21 @@ func (c *mcpConn) drain(longest time.Duration) bool {
 
 // stop makes serve end the connection from the daemon's side.
 func (c *mcpConn) stop(why string) {
-	c.stopWhy.CompareAndSwap(nil, &why)
+	if c.stopWhy.CompareAndSwap(nil, &why) {
+		close(c.stopped)
+	}
 	_ = c.conn.SetReadDeadline(time.Unix(1, 0))
 }
 
-// sayGoodbye tells the relay how much of what it sent was read and, by now, answered.
+// putAside makes serve end a quiet connection to make room for another. Its relay comes back when its client speaks.
+func (c *mcpConn) putAside() {
+	c.aside.Store(true)
+	c.stop(controlIdle)
+}
+
+// sayGoodbye tells the relay how much of what it sent was read and, by now, answered, and what session it was.
 func (c *mcpConn) sayGoodbye(why string) {
-	if c.drain(stopDrain) {
-		c.write(mustJSON(control{Keylease: why, Read: c.read.Load()}))
-	}
+	c.writeWithin(stopDrain, mustJSON(control{Keylease: why, Read: c.read.Load(), Session: c.session.id}))
 }
 
 func (c *mcpConn) forwardNotifications(ctx context.Context) {
@@ -308,10 +360,12 @@ func (c *mcpConn) flush(line []byte) {
 }
 
 // write sends one line whole. A client that can't be written to is gone; its reader will find out.
-func (c *mcpConn) write(line []byte) {
+func (c *mcpConn) write(line []byte) { c.writeWithin(c.writeTime, line) }
+
+func (c *mcpConn) writeWithin(longest time.Duration, line []byte) {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	_ = c.conn.SetWriteDeadline(time.Now().Add(writeTime))
+	_ = c.conn.SetWriteDeadline(time.Now().Add(longest))
 	if _, err := c.conn.Write(append(line, '\n')); err != nil {
 		_ = c.conn.Close()
 	}

@@ -18,8 +18,7 @@ import (
 // wire and can't be told whose stream it is. Its MCPServer does all that is MCP.
 
 const (
-	sseQueue      = 16               // answers waiting for a slow reader; then calls wait, and they are limited
-	sseWriteLimit = 10 * time.Second // a reader that takes nothing for so long is gone
+	sseQueue = 16 // answers waiting for a slow reader; then calls wait, and they are limited
 )
 
 // sseStream is one open stream and the MCP session that lives as long as it.
@@ -59,7 +58,6 @@ func (h *httpHandler) serveSSE(w http.ResponseWriter, r *http.Request, p identit
 func (s *sseStream) pump(ctx context.Context, w http.ResponseWriter, heartbeat time.Duration) {
 	control := http.NewResponseController(w)
 	send := func(format string, args ...any) bool {
-		_ = control.SetWriteDeadline(time.Now().Add(sseWriteLimit))
 		_, err := fmt.Fprintf(w, format, args...)
 		return err == nil && control.Flush() == nil
 	}
@@ -82,15 +80,15 @@ func (s *sseStream) pump(ctx context.Context, w http.ResponseWriter, heartbeat t
 }
 
 func (h *httpHandler) serveMessage(w http.ResponseWriter, r *http.Request, p identity.Principal) {
-	done, f := h.sessions.call(p)
+	done, f := h.call(r, p)
 	if f != nil {
-		f.write(w)
+		f.refuse(w, r)
 		return
 	}
 	s, f := h.streamOf(r, p)
 	if f != nil {
 		done()
-		f.write(w)
+		f.refuse(w, r)
 		return
 	}
 	m := readMessage(w, r)

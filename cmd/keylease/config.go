@@ -45,11 +45,22 @@ type Config struct {
 	IdleStop       string       `koanf:"idleStop" yaml:"idleStop"` // how long a daemon that was started automatically stays with nothing to do
 
 	Identities IdentitiesConfig `koanf:"identities" yaml:"identities"`
+	Limits     Limits           `koanf:"limits" yaml:"limits"`
 
 	// Who is let in by somebody else's word. These come from the file alone.
 	Resource     string                   `koanf:"-" yaml:"resource"` // our name in tokens of other issuers, as https://keys.example.com/mcp
 	Issuers      []federation.Issuer      `koanf:"-" yaml:"issuers"`
 	Certificates []federation.Certificate `koanf:"-" yaml:"certificates"`
+}
+
+// Limits is what callers may ask of the daemon: see server.Limits. 0 is no limit.
+type Limits struct {
+	CallRate         float64 `koanf:"callRate" yaml:"callRate"`
+	CallBurst        int     `koanf:"callBurst" yaml:"callBurst"`
+	FailureRate      float64 `koanf:"failureRate" yaml:"failureRate"`
+	FailureBurst     int     `koanf:"failureBurst" yaml:"failureBurst"`
+	LocalConnections int     `koanf:"localConnections" yaml:"localConnections"`
+	HTTPConnections  int     `koanf:"httpConnections" yaml:"httpConnections"`
 }
 
 // IdentitiesConfig is about who is lent to at all.
@@ -64,7 +75,8 @@ type LogConfig struct {
 
 func defaults() Config {
 	return Config{HTTP: "127.0.0.1:8700", AllowedOrigins: []string{}, AllowedHosts: []string{}, Socket: SocketConfig{Allow: AllowConfig{UIDs: []strictyaml.Name{}, Groups: []strictyaml.Name{}}}, Admin: AdminConfig{UIDs: []strictyaml.Name{}},
-		Log: LogConfig{Level: "info"}, Grace: "1m", IdleStop: "30m", Identities: IdentitiesConfig{Declared: allow}}
+		Log: LogConfig{Level: "info"}, Grace: "1m", IdleStop: "30m", Identities: IdentitiesConfig{Declared: allow},
+		Limits: Limits(server.DefaultLimits())}
 }
 
 // What identities.declared can be.
@@ -182,6 +194,13 @@ func (s *settings) understand(socket string, from sources) (err error) {
 	}
 	if s.idleStop, err = ttl.Parse(s.IdleStop); err != nil {
 		return from.fault("idleStop", "", "%s", err)
+	}
+	for key, n := range map[string]float64{"callRate": s.Limits.CallRate, "callBurst": float64(s.Limits.CallBurst),
+		"failureRate": s.Limits.FailureRate, "failureBurst": float64(s.Limits.FailureBurst),
+		"localConnections": float64(s.Limits.LocalConnections), "httpConnections": float64(s.Limits.HTTPConnections)} {
+		if !(n >= 0 && n <= 1e9) {
+			return from.fault("limits."+key, "write 0 for no limit", "%v is out of range", n)
+		}
 	}
 	levels := []string{"debug", "info", "warn", "error"}
 	if !slices.Contains(levels, s.Log.Level) {

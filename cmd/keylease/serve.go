@@ -19,6 +19,10 @@ import (
 // fifth of it.
 const memoryLimit = 256 << 20
 
+// garbage is how much of what is alive may lie around as garbage, in percent. Badger's buffers are 20 MB that are alive
+// and mostly never touched; Go's default of 100 would allow as much garbage again, which is touched.
+const garbage = 50
+
 type serveFlags struct {
 	seed           string
 	noPolicy, auto bool
@@ -68,6 +72,7 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	defer seed.wipe()
 	harden()
 	debug.SetMemoryLimit(memoryLimit)
+	debug.SetGCPercent(garbage)
 	var up bulletin
 	log := a.logger(s.level)
 	reload, stop := reloads()
@@ -89,7 +94,7 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 		},
 		Log: log, Version: version(), Paths: s.paths, HTTPAddr: httpAddr(s.HTTP), AllowedHosts: s.AllowedHosts, AllowedOrigins: s.AllowedOrigins,
 		Resource: s.Resource, Foreign: foreign, TLS: s.tlsFiles(), System: s.system,
-		Auto: f.auto, IdleStop: s.idleStop, Reload: reload,
+		Auto: f.auto, IdleStop: s.idleStop, Reload: reload, Limits: server.Limits(s.Limits),
 		Ready: func(l server.Listening) {
 			if !f.auto {
 				a.announce(up, l)

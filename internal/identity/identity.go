@@ -85,6 +85,15 @@ type Holder struct {
 // Holder returns the identity that limits count, over all proofs.
 func (p Principal) Holder() Holder { return Holder{p.Type, p.Name} }
 
+// RateKey is whose rates p spends: all declared names of one uid together, because a name that costs nothing must not
+// buy a fresh rate; else what proved the name, which for a token is its record, whichever secret it has now.
+func (p Principal) RateKey() string {
+	if p.Proof == Declared {
+		return p.By
+	}
+	return p.Proof.String() + " " + p.By
+}
+
 // Caller is one party of one connection or request: its principal and what else is known about it.
 // The fields after Scopes are for the record only and decide nothing.
 type Caller struct {

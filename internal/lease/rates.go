@@ -5,9 +5,8 @@ import (
 	"strconv"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"keylease/internal/identity"
+	"keylease/internal/pace"
 	"keylease/policy"
 	"keylease/store"
 )
@@ -15,39 +14,26 @@ import (
 // rates limits how fast each principal may change leases. All declared names of one uid share one rate: a name that
 // costs nothing must not buy a fresh one.
 type rates struct {
-	by         map[string]*rate.Limiter
+	by         *pace.Paces
 	limit      float64
 	burst      int
 	suppressed map[string]int // refused for their rate since the last summary, by principal
 	since      time.Time
 }
 
-// maxRates bounds the memory of rates and failures: beyond it all are forgotten and start afresh.
-const maxRates = 10_000
-
-func rateKey(p identity.Principal) string {
-	if p.Proof == identity.Declared {
-		return p.By
-	}
-	return p.Proof.String() + " " + p.By
-}
+// maxFailures bounds how many kinds of failures are gathered before they are summed up early.
+const maxFailures = 10_000
 
 // spend takes one change from p's rate. What is refused is counted and told in a summary Entry, so that a flood can
 // neither fill the trail nor vanish from it. Caller holds mu.
 func (b *Broker) spend(p identity.Principal, now time.Time) error {
 	limit, burst, _ := b.policy.current.Limits()
 	r := &b.rates
-	if r.by == nil || r.limit != limit || r.burst != burst || len(r.by) > maxRates {
-		r.by, r.limit, r.burst = map[string]*rate.Limiter{}, limit, burst
+	if r.by == nil || r.limit != limit || r.burst != burst {
+		r.by, r.limit, r.burst = pace.New(limit, burst), limit, burst
 	}
-	if limit <= 0 {
-		return nil
-	}
-	key := rateKey(p)
-	if r.by[key] == nil {
-		r.by[key] = rate.NewLimiter(rate.Limit(limit), burst)
-	}
-	if r.by[key].AllowN(now, 1) {
+	key := p.RateKey()
+	if r.by.Take(key, now, 0) == 0 {
 		return nil
 	}
 	if r.suppressed == nil {
@@ -75,7 +61,7 @@ func (b *Broker) authFailed(_ context.Context, source, reason string) {
 	b.mu.Lock()
 	now := b.now()
 	f, key := &b.failures, failure{source, reason}
-	if len(f.count) > maxRates && b.ready() == nil {
+	if len(f.count) > maxFailures && b.ready() == nil {
 		b.summaries(now, true)
 	}
 	if f.count == nil {

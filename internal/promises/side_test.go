@@ -24,6 +24,7 @@ import (
 func TestE1AWrongTokenTakesTheSameTime(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
+	w.configure("limits: {failureRate: 0}\n")
 	s := w.serve()
 	good, _ := w.token("alice")
 	revoked, record := w.token("alice")

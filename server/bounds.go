@@ -1,0 +1,146 @@
+package server
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"keylease/internal/identity"
+)
+
+const (
+	lineTime   = 10 * time.Second // how long a line that has begun may take to come
+	lineBuffer = 4 << 10          // bytes; kept for each connection
+	maxLong    = 16               // lines of one process at a time that are longer than that
+	maxAbsent  = 4096             // sessions put aside that are remembered
+)
+
+// bounds is what the connections of the local socket share, so that none of them takes from the others: by the process
+// at the other end, which the kernel names, and by caller. A name is not enough, as it costs nothing.
+type bounds struct {
+	*tempo
+	running *gates
+	long    *gates
+	absent  *absentees
+
+	lineTime, writeTime time.Duration
+}
+
+func newBounds(l Limits, now func() time.Time) *bounds {
+	return &bounds{tempo: newTempo(l, now), running: newGates(maxInFlight), long: newGates(maxLong), absent: &absentees{},
+		lineTime: lineTime, writeTime: writeTime}
+}
+
+// process is whose connection it is as long as nothing else is known.
+func (p *localPeer) process() string { return fmt.Sprintf("uid:%d pid:%d", p.UID, p.PID) }
+
+func (p *localPeer) user() string { return fmt.Sprintf("uid:%d", p.UID) }
+
+func principalGate(p identity.Principal) string {
+	return fmt.Sprintf("caller %s %s %s %s", p.Type, p.Name, p.Proof, p.By)
+}
+
+// absentees are sessions that were put aside, and whose they are: their relays come back to them. Forgetting one costs
+// its relay no lease; only that these leases then end with their time instead of with the client.
+type absentees struct {
+	mu    sync.Mutex // guards what follows
+	of    map[string]identity.Principal
+	order []string // oldest first
+}
+
+func (a *absentees) note(session string, p identity.Principal) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.of == nil {
+		a.of = map[string]identity.Principal{}
+	}
+	if len(a.order) == maxAbsent {
+		delete(a.of, a.order[0])
+		a.order = a.order[1:]
+	}
+	a.of[session] = p
+	a.order = append(a.order, session)
+}
+
+// back reports whether session was put aside and is p's, once.
+func (a *absentees) back(session string, p identity.Principal) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	owner, known := a.of[session]
+	if !known || owner != p {
+		return false
+	}
+	delete(a.of, session)
+	return true
+}
+
+// nextLine waits for the next line for as long as it takes to begin, and no longer than lineTime for the rest of it.
+func (c *mcpConn) nextLine() ([]byte, error) {
+	if _, err := c.r.Peek(1); err != nil {
+		return nil, err
+	}
+	if c.lineBuffered() {
+		return readLine(c.r, maxLine)
+	}
+	_ = c.conn.SetReadDeadline(time.Now().Add(c.lineTime))
+	if c.stopWhy.Load() != nil { // stop's own deadline may have been before ours
+		return nil, os.ErrDeadlineExceeded
+	}
+	line, err := c.longLine()
+	if c.stopWhy.Load() == nil {
+		_ = c.conn.SetReadDeadline(time.Time{})
+	}
+	return line, err
+}
+
+func (c *mcpConn) lineBuffered() bool {
+	have, _ := c.r.Peek(c.r.Buffered())
+	return bytes.IndexByte(have, '\n') >= 0
+}
+
+// longLine reads a line that may not fit into the buffer. Only so many of those come in at a time: else a process with
+// many connections could have us keep the longest line for each.
+func (c *mcpConn) longLine() ([]byte, error) {
+	for have := c.r.Buffered(); have < c.r.Size(); have = c.r.Buffered() {
+		_, err := c.r.Peek(have + 1)
+		if err != nil || c.lineBuffered() {
+			return readLine(c.r, maxLine)
+		}
+	}
+	slots, done := c.long.of(c.peer.process())
+	defer done()
+	select {
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
+	case <-c.stopped:
+		return nil, os.ErrDeadlineExceeded
+	}
+	return readLine(c.r, maxLine)
+}
+
+// enter waits until one more call may run for the process and for the caller.
+func (c *mcpConn) enter() (leave func(), ok bool) {
+	taken := make([]chan struct{}, 0, 2)
+	leave = func() {
+		for _, slots := range taken {
+			<-slots
+		}
+		c.guest.end()
+	}
+	c.guest.begin()
+	for _, slots := range []chan struct{}{c.process, c.slots} {
+		if slots == nil {
+			continue
+		}
+		select {
+		case slots <- struct{}{}:
+			taken = append(taken, slots)
+		case <-c.stopped:
+			leave()
+			return nil, false
+		}
+	}
+	return leave, true
+}

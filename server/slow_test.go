@@ -1,0 +1,192 @@
+package server
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"keylease/internal/identity"
+)
+
+// noneLeft fails the test if a goroutine outlives what was started in it after this call.
+func noneLeft(t *testing.T) {
+	before := goleak.IgnoreCurrent()
+	t.Cleanup(func() {
+		http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+		goleak.VerifyNone(t, before)
+	})
+}
+
+func TestAClientThatReadsNothingIsCutAndBlocksNobody(t *testing.T) {
+	noneLeft(t)
+	h, p := newHouse(), shortDir(t)
+	stop := h.open(t, Options{Paths: p, hurry: 300 * time.Millisecond})
+	defer stop()
+	deaf, other := dialWire(t, p, hello{As: "deaf"}), dialWire(t, p, hello{As: "other"})
+	for id := range 5 {
+		deaf.send(call1(fmt.Sprint(id), "big", ""))
+	}
+	begin := time.Now()
+	for id := range 20 {
+		if a := other.ask(call1(fmt.Sprint(id), "whoami", "")); !strings.HasPrefix(a.text(), "agent other") {
+			t.Fatal(a.raw)
+		}
+	}
+	if took := time.Since(begin); took > 2*time.Second {
+		t.Errorf("others waited %v", took)
+	}
+	comesTrue(t, "the deaf client's session ended", func() bool { return h.gone() == 1 })
+}
+
+func TestALineThatNeverEndsIsGivenUp(t *testing.T) {
+	noneLeft(t)
+	h, p := newHouse(), shortDir(t)
+	stop := h.open(t, Options{Paths: p, hurry: 100 * time.Millisecond})
+	defer stop()
+	for _, part := range []string{"{", strings.Repeat("x", 60<<10)} {
+		w := dialWire(t, p, hello{As: "slow"})
+		w.send(`{"jsonrpc":"2.0","id":1,"method":"ping"}`)
+		w.next()
+		time.Sleep(150 * time.Millisecond) // a line that has not begun has all the time in the world
+		_, _ = w.conn.Write([]byte(part))
+		_ = w.conn.SetReadDeadline(time.Now().Add(3 * time.Second))
+		if _, err := w.r.ReadByte(); err != io.EOF {
+			t.Errorf("%d bytes and no end: %v", len(part), err)
+		}
+	}
+}
+
+// One process has no more calls in flight over many connections and names than over one.
+func TestCallsInFlightCountOverAllConnectionsOfAProcess(t *testing.T) {
+	h, p := openHouse(t)
+	for i := range 4 {
+		w := dialWire(t, p, hello{As: fmt.Sprintf("name-%d", i)})
+		for id := range maxInFlight / 2 {
+			w.send(call1(fmt.Sprint(id), "hold", `"mark":"m"`))
+		}
+	}
+	for range maxInFlight {
+		<-h.entered
+	}
+	select {
+	case <-h.entered:
+		t.Error("more calls run than may")
+	case <-time.After(50 * time.Millisecond):
+	}
+	go func() {
+		for range maxInFlight {
+			<-h.entered
+		}
+	}()
+	close(h.release)
+	comesTrue(t, "those that waited ran too", func() bool {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return h.ran["m"] == 2*maxInFlight
+	})
+}
+
+func TestAnswersAndStreamsThatNobodyReadsAreCut(t *testing.T) {
+	noneLeft(t)
+	w := newWeb(t)
+	w.writeTime = 200 * time.Millisecond
+	deaf := func(request string) net.Conn {
+		conn, err := net.Dial("tcp", w.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+		_, _ = io.WriteString(conn, request)
+		return conn
+	}
+	body, headers := callModern(1, "big")
+	post := fmt.Sprintf("POST /mcp HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nAccept: application/json, text/event-stream\r\nAuthorization: Bearer tok-deaf\r\n%s\r\nContent-Length: %d\r\n\r\n%s",
+		w.addr, strings.Join(headers, "\r\n"), len(body), body)
+	for range 3 {
+		defer deaf(post).Close()
+	}
+	calls := w.sessions.callsOf(identity.Principal{Type: identity.Agent, Name: "deaf", Proof: identity.Token, By: "token:tk_deaf"})
+	eventually(t, "the calls began", func() bool { return len(calls) == 3 })
+	eventually(t, "the calls ended", func() bool { return len(calls) == 0 })
+
+	events := deaf(fmt.Sprintf("GET /sse HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer tok-deaf\r\n\r\n", w.addr))
+	defer events.Close()
+	lines := bufio.NewScanner(events)
+	for lines.Scan() && !strings.HasPrefix(lines.Text(), "data: ") {
+	}
+	to := strings.TrimPrefix(lines.Text(), "data: ")
+	wantStatus(t, "a call over SSE", w.do("POST", to, callTool(1, "big"), as("deaf")...), 202)
+	eventually(t, "the stream ended", func() bool {
+		return slices.ContainsFunc(w.happened(), func(e string) bool { return strings.HasPrefix(e, "detach") })
+	})
+}
+
+// However many connections others open, a caller's own stays; and who opens them makes room with theirs.
+func TestIdleHTTPConnectionsMakeRoomForOthers(t *testing.T) {
+	noneLeft(t)
+	w := newWeb(t, func(o *httpOptions) { o.Limits = Limits{HTTPConnections: 8} })
+	open := func() (net.Conn, *bufio.Reader) {
+		conn, err := net.Dial("tcp", w.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+		return conn, bufio.NewReader(conn)
+	}
+	get := func(conn net.Conn, r *bufio.Reader, path, token string) error {
+		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\n\r\n", path, w.addr, token)
+		res, err := http.ReadResponse(r, nil)
+		if err == nil {
+			_, err = io.Copy(io.Discard, res.Body)
+		}
+		return err
+	}
+	alice, answers := open()
+	if err := get(alice, answers, "/mcp", "tok-alice"); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 40 {
+		conn, r := open()
+		if i%3 == 0 {
+			continue // says nothing at all
+		}
+		if err := get(conn, r, "/mcp", []string{"", "tok-mallory"}[i%2]); err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+	}
+	if err := get(alice, answers, "/mcp", "tok-alice"); err != nil {
+		t.Errorf("alice's connection was closed for others: %v", err)
+	}
+	if n := w.bounds.crowd.here; n > 8 {
+		t.Errorf("%d connections are open", n)
+	}
+}
+
+// What waits for its turn is bounded too, is told when to come again, and lets nobody else wait.
+func TestCallsOverTheRateWaitAndAreThenRefused(t *testing.T) {
+	noneLeft(t)
+	w := newWeb(t, func(o *httpOptions) { o.Limits = Limits{CallRate: 2, CallBurst: 4} })
+	w.bounds.wait = 100 * time.Millisecond
+	body, headers := callModern(1, "whoami")
+	seen := map[int]int{}
+	for range 8 {
+		a := w.do("POST", "/mcp", body, append(as("mallory"), headers...)...)
+		seen[a.StatusCode]++
+		if a.StatusCode == 429 && (a.Header.Get("Retry-After") == "" || !a.Close) {
+			t.Errorf("refused with %v, closed: %t", a.Header, a.Close)
+		}
+	}
+	if seen[200] < 2 || seen[200] > 7 || seen[429] == 0 || seen[200]+seen[429] != 8 {
+		t.Errorf("answers: %v", seen)
+	}
+	wantStatus(t, "somebody else", w.do("POST", "/mcp", body, append(as("alice"), headers...)...), 200)
+}
