@@ -9,13 +9,15 @@ import (
 	"path/filepath"
 
 	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
 	"github.com/dgraph-io/badger/v4/table"
+	"github.com/dgraph-io/ristretto/v2/z"
 	"github.com/rs/zerolog"
 )
 
-// checkTables looks at the footer of each table that the MANIFEST names, which Badger believes before it checks
-// anything: where a length in it is wrong, Badger panics in a goroutine of its own, which nobody can recover. A table
-// that the MANIFEST does not name was being written when the machine stopped, and Badger removes it.
+// checkTables looks at each table that the MANIFEST names. Badger believes lengths in a table before it checks
+// anything, and panics in a goroutine of its own where one is wrong, which nobody can recover. A table that the
+// MANIFEST does not name was being written when the machine stopped, and Badger removes it.
 func checkTables(dir string) error {
 	f, err := os.Open(filepath.Join(dir, "MANIFEST"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -66,5 +68,27 @@ func checkTable(path string) error {
 	if err := length(64); err != nil {
 		return err
 	}
-	return length(info.Size())
+	if err := length(info.Size()); err != nil {
+		return err
+	}
+	return checkBlocks(path)
+}
+
+// checkBlocks has Badger's own reader look at every block, here, where a panic of it can be recovered: it takes lengths
+// out of a block before it checks the block's sum, and at open it does so in a goroutine of its own.
+func checkBlocks(path string) (err error) {
+	defer func() {
+		if recover() != nil {
+			err = errors.New("one of its blocks is not what was written")
+		}
+	}()
+	file, err := z.OpenMmapFile(path, os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	t, err := table.OpenTable(file, table.Options{ChkMode: options.OnTableRead, Compression: options.None})
+	if err != nil {
+		return err
+	}
+	return t.Close(-1)
 }
