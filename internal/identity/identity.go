@@ -85,13 +85,17 @@ type Holder struct {
 // Holder returns the identity that limits count, over all proofs.
 func (p Principal) Holder() Holder { return Holder{p.Type, p.Name} }
 
-// RateKey is whose rates p spends: all declared names of one uid together, because a name that costs nothing must not
-// buy a fresh rate; else what proved the name, which for a token is its record, whichever secret it has now.
+// RateKey is whose rates p spends. What costs nothing must not buy a fresh rate: all declared names of one uid are one,
+// and so are all subjects and certificates that stand for one name, since whoever may push a branch can have a subject
+// for each. A token is its record, whichever secret it has now.
 func (p Principal) RateKey() string {
-	if p.Proof == Declared {
+	switch p.Proof {
+	case Declared:
 		return p.By
+	case Token:
+		return p.Proof.String() + " " + p.By
 	}
-	return p.Proof.String() + " " + p.By
+	return p.Proof.String() + " " + string(p.Type) + " " + p.Name
 }
 
 // Caller is one party of one connection or request: its principal and what else is known about it.

@@ -49,6 +49,7 @@ type Broker struct {
 	ix           *index
 	policy       policyState
 	sessions     map[string]identity.Principal // live sessions
+	lapsed       map[string]bool               // sessions that were forgotten for being quiet, while leases are bound to them
 	rates        rates
 	failures     failures
 	broken       error     // the trail can't be written; nothing changes until rebuild succeeds
@@ -69,7 +70,7 @@ func Open(ctx context.Context, c Config) (*Broker, error) {
 	if c.Grace == 0 {
 		c.Grace = DefaultGrace
 	}
-	b := &Broker{cfg: c, store: c.Store, sessions: map[string]identity.Principal{}, wake: make(chan struct{}, 1)}
+	b := &Broker{cfg: c, store: c.Store, sessions: map[string]identity.Principal{}, lapsed: map[string]bool{}, wake: make(chan struct{}, 1)}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := b.load(); err != nil {

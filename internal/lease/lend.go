@@ -283,7 +283,7 @@ func (b *Broker) extend(caller identity.Caller, r RenewRequest, now time.Time) (
 
 // stillHeld orphans a lease whose session ended while this call was on its way: nobody is left to end it later.
 func (b *Broker) stillHeld(l *lease, w written, now time.Time) (written, error) {
-	if l.session == "" || b.sessions[l.session] == l.owner {
+	if b.attached(l) {
 		return w, nil
 	}
 	return b.orphan(l, now, "session ended")

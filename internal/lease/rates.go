@@ -47,8 +47,21 @@ func (b *Broker) spend(p identity.Principal, now time.Time) error {
 
 // failures aggregates failed authentications per source and minute: the first of a minute is an Entry at once.
 type failures struct {
-	count map[failure]int
-	since time.Time
+	count   map[failure]int
+	sources map[string]bool // those of this minute that are told apart
+	since   time.Time
+}
+
+// maxSources is how many sources of one minute are told apart: each can have an Entry at once, and an address costs its
+// sender nothing. The others are told of together.
+const maxSources = 100
+
+func (f *failures) told(source string) string {
+	if !f.sources[source] && len(f.sources) >= maxSources {
+		return "others"
+	}
+	f.sources[source] = true
+	return source
 }
 
 type failure struct{ source, reason string }
@@ -60,13 +73,14 @@ const summaryEvery = time.Minute
 func (b *Broker) authFailed(_ context.Context, source, reason string) {
 	b.mu.Lock()
 	now := b.now()
-	f, key := &b.failures, failure{source, reason}
+	f := &b.failures
 	if len(f.count) > maxFailures && b.ready() == nil {
 		b.summaries(now, true)
 	}
 	if f.count == nil {
-		f.count, f.since = map[failure]int{}, now
+		f.count, f.sources, f.since = map[failure]int{}, map[string]bool{}, now
 	}
+	key := failure{f.told(source), reason}
 	count, seen := f.count[key]
 	f.count[key] = count + 1
 	var w written
@@ -74,7 +88,7 @@ func (b *Broker) authFailed(_ context.Context, source, reason string) {
 	if !seen && b.ready() == nil {
 		f.count[key] = 0 // told now; only what follows is summed up
 		w, err = b.submit(store.Change{Entry: store.Entry{Event: store.EventAuthFailed, Time: now,
-			Details: map[string]string{"source": source, "reason": reason}}}, nil)
+			Details: map[string]string{"source": key.source, "reason": reason}}}, nil)
 	}
 	b.mu.Unlock()
 	if err == nil && w.pending != nil {

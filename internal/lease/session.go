@@ -2,6 +2,7 @@ package lease
 
 import (
 	"context"
+	"maps"
 	"time"
 
 	"keylease/internal/identity"
@@ -25,6 +26,7 @@ func (b *Broker) attach(caller identity.Caller) (all []written) {
 		return nil
 	}
 	b.sessions[caller.Session] = caller.Principal
+	delete(b.lapsed, caller.Session)
 	if b.ready() != nil {
 		return nil // meetSessions adopts once it can be recorded
 	}
@@ -62,11 +64,40 @@ func (b *Broker) Detach(_ context.Context, session string) {
 	b.poke()
 }
 
-// Lapse forgets a session that was quiet for long. That is not a disconnect: its leases go on.
+// Lapse forgets a session that was quiet for long. That is not a disconnect: its leases go on, whichever session of
+// the same principal renews them, until they end or this one comes back and leaves.
 func (b *Broker) Lapse(session string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	p, ok := b.sessions[session]
 	delete(b.sessions, session)
+	if !ok {
+		return
+	}
+	if len(b.lapsed) > 2*len(b.ix.leases) {
+		b.forgetLapsed()
+	}
+	for l := range b.ix.owners[p] {
+		if l.session == session {
+			b.lapsed[session] = true
+			return
+		}
+	}
+}
+
+// forgetLapsed forgets the sessions whose leases have all ended. Caller holds mu.
+func (b *Broker) forgetLapsed() {
+	bound := map[string]bool{}
+	for _, l := range b.ix.leases {
+		bound[l.session] = true
+	}
+	maps.DeleteFunc(b.lapsed, func(session string, _ bool) bool { return !bound[session] })
+}
+
+// attached reports whether l has nobody to wait for: it is bound to no session, to one that lives, or to one that was
+// forgotten for being quiet. Caller holds mu.
+func (b *Broker) attached(l *lease) bool {
+	return l.session == "" || b.lapsed[l.session] || b.sessions[l.session] == l.owner
 }
 
 func (b *Broker) detach(session string) (all []written) {
@@ -123,7 +154,7 @@ func (b *Broker) meetSessions() error {
 	}
 	now := b.now()
 	for _, l := range b.ix.leases {
-		if l.session == "" || !l.live(now) || b.sessions[l.session] == l.owner {
+		if !l.live(now) || b.attached(l) {
 			continue
 		}
 		if _, err := b.orphan(l, now, "session ended"); err != nil {
