@@ -34,6 +34,7 @@ func (a *app) putCommand() *cobra.Command {
 			if item.Policy, err = credentialPolicy(def, limit, leases, allow); err != nil {
 				return err
 			}
+			a.makes = true
 			if isTerminal(a.in) { // before anybody types a value twice
 				if err := a.withAdmin(func(c *server.AdminClient) error { return free(cmd.Context(), c, item.Name) }); err != nil {
 					return err
