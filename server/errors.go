@@ -9,7 +9,9 @@ var (
 	// ErrUntrusted: somebody else may be at the other end; nothing was sent.
 	ErrUntrusted = errors.New("the path to the daemon cannot be trusted")
 	// ErrUnreachable: no daemon listens, and none was to be started.
-	ErrUnreachable = errors.New("no daemon is running")
+	ErrUnreachable = errors.New("no daemon is listening")
+	// ErrNotOpen: the socket's mode, or that of a folder above it, keeps this user out.
+	ErrNotOpen = errors.New("this socket is not open")
 	// ErrUnsupported: this system lacks what the daemon needs to know who connects.
 	ErrUnsupported = errors.New("the keylease daemon does not run on this system: it needs Linux or macOS")
 )

@@ -182,7 +182,7 @@ func (r *relay) lasting(err error) bool {
 	var start *StartError
 	var refused *HelloError
 	return errors.Is(err, ErrUntrusted) || errors.Is(err, ErrUnsupported) || errors.As(err, &start) ||
-		errors.As(err, &refused) || errors.Is(err, ErrUnreachable) && !r.AutoStart && !r.asked
+		errors.As(err, &refused) || errors.Is(err, ErrNotOpen) || errors.Is(err, ErrUnreachable) && !r.AutoStart && !r.asked
 }
 
 // replay repeats the client's handshake on a new connection and keeps the answer to itself: the client has one.

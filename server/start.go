@@ -51,7 +51,7 @@ type DialOptions struct {
 }
 
 // Dial connects to the daemon and checks, before a byte is sent, that the folder, the socket and the process behind
-// it are ours. Errors: ErrUntrusted, ErrUnreachable, *StartError.
+// it are ours. Errors: ErrUntrusted, ErrNotOpen, ErrUnreachable, *StartError.
 func Dial(ctx context.Context, o DialOptions) (net.Conn, error) {
 	if !supported {
 		return nil, ErrUnsupported
@@ -74,15 +74,21 @@ func Dial(ctx context.Context, o DialOptions) (net.Conn, error) {
 	return o.start(ctx)
 }
 
-// connect tries once. Where nothing listens the error is ErrUnreachable.
+func unreachable(path string) error { return fmt.Errorf("%w at %s", ErrUnreachable, path) }
+
+func notOpen(path string) error {
+	return fmt.Errorf("%w to uid %d: %s", ErrNotOpen, os.Geteuid(), path)
+}
+
+// connect tries once. Where nothing listens the error is ErrUnreachable, where we may not enter ErrNotOpen.
 func connect(ctx context.Context, p Paths) (net.Conn, error) {
 	path := p.SocketPath()
 	owner, err := socketOwner(path, p.Socket != "")
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, ErrUnreachable
+		return nil, unreachable(path)
 	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("%w that this user could reach: %w", ErrUnreachable, err)
+		return nil, notOpen(path)
 	case err != nil:
 		return nil, err
 	}
@@ -90,10 +96,10 @@ func connect(ctx context.Context, p Paths) (net.Conn, error) {
 	conn, err := dialer.DialContext(ctx, "unix", path)
 	if err != nil {
 		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
-			return nil, ErrUnreachable // a socket that a killed daemon left
+			return nil, unreachable(path) // a socket that a killed daemon left
 		}
 		if errors.Is(err, fs.ErrPermission) {
-			return nil, fmt.Errorf("%w that this user could reach: %w", ErrUnreachable, err)
+			return nil, notOpen(path)
 		}
 		return nil, fmt.Errorf("connecting to the daemon: %w", err)
 	}

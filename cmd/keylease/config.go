@@ -98,7 +98,8 @@ type settings struct {
 	system          *server.System // nil: own-user mode
 	home            string
 	configFile      string
-	explicitKey     bool // the root key's file was named by a flag, the environment or keylease.yaml
+	policyNamed     string // what named the policy file, as an error begins; "": the default path, where none needs to be
+	explicitKey     bool   // the root key's file was named by a flag, the environment or keylease.yaml
 	grace, idleStop time.Duration
 	level           zerolog.Level
 }
@@ -182,6 +183,7 @@ func (s *settings) understand(socket string, from sources) (err error) {
 	if s.Anchor == s.Data || strings.HasPrefix(s.Anchor, s.Data+"/") {
 		return from.fault("anchor", "choose a folder that is not restored together with it", "%s lies in the data folder, and would be rolled back with it", terminal(s.Anchor))
 	}
+	s.policyNamed = from["policyFile"]
 	if s.PolicyFile == "" {
 		s.PolicyFile = filepath.Join(s.paths.Config, "policy.yaml")
 	}

@@ -34,6 +34,7 @@ func (a *app) putCommand() *cobra.Command {
 			if item.Policy, err = credentialPolicy(def, limit, leases, allow); err != nil {
 				return err
 			}
+			a.makes = true
 			if isTerminal(a.in) { // before anybody types a value twice
 				if err := a.withAdmin(func(c *server.AdminClient) error { return free(cmd.Context(), c, item.Name) }); err != nil {
 					return err
@@ -99,6 +100,9 @@ func credentialPolicy(def, limit string, leases int, allow []string) (p policy.C
 	}
 	if p.MaxLeaseTTL, err = optionalTTL("--max-ttl", limit); err != nil {
 		return p, err
+	}
+	if longest := p.MaxLeaseTTL; longest == 0 && p.DefaultLeaseTTL > policy.DefaultMaxTTL {
+		return p, usagef("add --max-ttl "+def, "--ttl is longer than leases last where --max-ttl does not say so: at most %s", ttl.Format(policy.DefaultMaxTTL))
 	}
 	if leases < 0 {
 		return p, usagef("", "--max-leases can't be negative")
@@ -185,12 +189,25 @@ func (a *app) lsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if _, err := a.tellFrozen(cmd.Context(), c); err != nil {
+				return err
+			}
+			empty := "no credentials; keylease put NAME stores one"
+			if len(list) == 0 && match != "" {
+				all, err := c.Credentials(cmd.Context(), "")
+				if err != nil {
+					return err
+				}
+				if len(all) > 0 {
+					empty = fmt.Sprintf("none match %s; %s stored", terminal(match), plural(len(all), "credential"))
+				}
+			}
 			return a.print(map[string]any{"credentials": list}, func(w io.Writer) {
 				rows := make([][]string, len(list))
 				for i, c := range list {
 					rows[i] = []string{c.Name, c.Type, state(c), strconv.Itoa(c.Version), inUse(c), pairs(c.Metadata)}
 				}
-				table(w, "no credentials; keylease put NAME stores one", "NAME TYPE STATE VERSION LEASES METADATA", rows)
+				table(w, empty, "NAME TYPE STATE VERSION LEASES METADATA", rows)
 			})
 		})
 	}}

@@ -113,8 +113,10 @@ func classify(err error) (code int, hint string) {
 		return exitUnreachable, "the folder must be yours alone (chmod 700)"
 	case errors.Is(err, server.ErrUntrusted):
 		return exitUnreachable, "the folder and its socket must be yours alone (chmod 700); those of a system's daemon (--socket) root's or that daemon's, with no folder above that others may write in"
+	case errors.Is(err, server.ErrNotOpen):
+		return exitDenied, "the agents' socket is for those in socket.allow, the admin's for root, the daemon's user and admin.uids"
 	case errors.Is(err, server.ErrUnreachable):
-		return exitUnreachable, ""
+		return exitUnreachable, "start it, or check --socket / KEYLEASE_SOCKET"
 	}
 	return exitError, ""
 }

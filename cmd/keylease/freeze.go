@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 
@@ -18,9 +19,13 @@ still list and release; leases that are live end at their time (revoke-leases --
 agent has seen stays seen.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withAdmin(func(c *server.AdminClient) error {
+				before, unknown := c.Status(cmd.Context()) // which is no reason not to stop
 				f, err := c.Freeze(cmd.Context(), reason)
 				if err != nil {
 					return err
+				}
+				if unknown == nil && before.Frozen != nil && reason != "" && reason != f.Reason {
+					a.sayf("keylease: already frozen since %s; the first reason is kept", moment(f.Since))
 				}
 				return a.print(f, func(w io.Writer) {
 					fmt.Fprintf(w, "%s; keylease thaw ends it, keylease revoke-leases --all ends what is live\n", terminal(frozen(f)))
@@ -29,6 +34,15 @@ agent has seen stays seen.`,
 		}}
 	c.Flags().StringVar(&reason, "reason", "", "why, for the trail and other operators; agents are not told")
 	return c
+}
+
+// tellFrozen says on stderr that nothing is lent, where that is so, and returns since when; nil: keylease lends.
+func (a *app) tellFrozen(ctx context.Context, c *server.AdminClient) (*lease.Frozen, error) {
+	s, err := c.Status(ctx)
+	if err == nil && s.Frozen != nil {
+		a.sayf("keylease: %s; keylease thaw ends it", terminal(frozen(*s.Frozen)))
+	}
+	return s.Frozen, err
 }
 
 // frozen says it for people.

@@ -54,6 +54,11 @@ func (a *app) init(ctx context.Context) error {
 		if _, err := os.Lstat(s.PolicyFile); errors.Is(err, fs.ErrNotExist) {
 			return a.withAdmin(func(c *server.AdminClient) error { return a.addPolicy(ctx, c, s) })
 		}
+		fingerprint := "" // what init would have shown; the refusal comes below
+		if a.flags.socket == "" && a.env("KEYLEASE_SOCKET") == "" && s.system == nil { // else it may be another store's daemon
+			_ = a.withAdmin(func(c *server.AdminClient) error { fingerprint = a.fingerprint(ctx, c); return nil })
+		}
+		a.tellKept(a.err, s, fingerprint)
 	}
 	made, err := a.makeStore(s)
 	if err != nil {
@@ -111,10 +116,44 @@ func (a *app) addPolicy(ctx context.Context, c *server.AdminClient, s settings) 
 	if err != nil {
 		return err
 	}
-	return a.print(map[string]any{"data": s.Data, "config": s.paths.Config, "policy_file": s.PolicyFile, "store_existed": true}, func(w io.Writer) {
+	fingerprint := a.fingerprint(ctx, c)
+	return a.print(map[string]any{"data": s.Data, "config": s.paths.Config, "policy_file": s.PolicyFile, "store_existed": true, "fingerprint": fingerprint}, func(w io.Writer) {
+		a.tellKept(w, s, fingerprint)
 		fmt.Fprintf(w, "store        %s (there already, as it was)\n", s.Data)
 		fmt.Fprintf(w, "policy       %s (new: the store had none; it holds from the next call on)\n", s.PolicyFile)
 	})
+}
+
+// fingerprint asks a daemon for that of its store; "" where it has no answer.
+func (a *app) fingerprint(ctx context.Context, c *server.AdminClient) string {
+	r, err := c.Verify(ctx, "")
+	if err != nil {
+		return ""
+	}
+	return r.Fingerprint
+}
+
+// tellKept says what has to be kept of a store that is there already: put may have made it in passing.
+func (a *app) tellKept(w io.Writer, s settings, fingerprint string) {
+	if source, _, err := a.keySource(s); err == nil {
+		path, _ := keyPath(source, s)
+		tellKey(w, path)
+	}
+	if fingerprint != "" {
+		tellFingerprint(w, fingerprint)
+	}
+}
+
+func tellKey(w io.Writer, path string) {
+	if path == "" {
+		fmt.Fprintf(w, "root key     from %s\n", keyEnv)
+		return
+	}
+	fmt.Fprintf(w, "root key     %s (keep a copy elsewhere: without it nothing can be read)\n", path)
+}
+
+func tellFingerprint(w io.Writer, fingerprint string) {
+	fmt.Fprintf(w, "fingerprint  %s (note it: keylease audit verify --key … checks the trail against it)\n", fingerprint)
 }
 
 func policyExists(path string) error {
@@ -132,14 +171,10 @@ type initialised struct {
 }
 
 func (i initialised) tell(w io.Writer, reach string) {
-	if i.KeyFile != "" {
-		fmt.Fprintf(w, "root key     %s (keep a copy elsewhere: without it nothing can be read)\n", i.KeyFile)
-	} else {
-		fmt.Fprintf(w, "root key     from %s\n", keyEnv)
-	}
+	tellKey(w, i.KeyFile)
 	fmt.Fprintf(w, "store        %s\n", i.Data)
 	fmt.Fprintf(w, "policy       %s\n", i.PolicyFile)
-	fmt.Fprintf(w, "fingerprint  %s (note it: keylease audit verify --key … checks the trail against it)\n", i.Fingerprint)
+	tellFingerprint(w, i.Fingerprint)
 	fmt.Fprintf(w, "next:\n")
 	fmt.Fprintf(w, "  keylease put openai-dev%s\n", reach)
 	fmt.Fprintf(w, "  claude mcp add keylease -- keylease mcp%s\n", reach)

@@ -37,10 +37,11 @@ func (a *app) leasesCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if s, err := c.Status(cmd.Context()); err == nil && s.Frozen != nil {
-					a.sayf("keylease: %s; keylease thaw ends it", frozen(*s.Frozen))
+				is, err := a.tellFrozen(cmd.Context(), c)
+				if err != nil {
+					return err
 				}
-				return a.print(map[string]any{"leases": list}, func(w io.Writer) { leaseTable(w, list, time.Now()) })
+				return a.print(map[string]any{"leases": list, "frozen": is}, func(w io.Writer) { leaseTable(w, list, time.Now()) })
 			})
 		}}
 	c.Flags().StringVar(&who, "identity", "", "only those of this identity")
@@ -86,6 +87,21 @@ func (a *app) releaseCommand() *cobra.Command {
 		}}
 }
 
+// nobodyHolds says that there was nothing to end.
+func nobodyHolds(f server.LeaseFilter) string {
+	who, what := "nobody", "a lease"
+	if f.Type != "" {
+		who = "no " + string(f.Type)
+	}
+	if f.Identity != "" {
+		who += " called " + f.Identity
+	}
+	if f.Credential != "" {
+		what += " on " + f.Credential
+	}
+	return who + " holds " + what
+}
+
 func (a *app) revokeLeasesCommand() *cobra.Command {
 	var f server.LeaseFilter
 	var typ string
@@ -98,9 +114,17 @@ func (a *app) revokeLeasesCommand() *cobra.Command {
 				return usagef("", "--type goes with --identity, and must be agent or human")
 			}
 			return a.withAdmin(func(c *server.AdminClient) error {
+				if f.Credential != "" { // a typo would end nothing, and look like success
+					if _, err := c.Credential(cmd.Context(), f.Credential); err != nil {
+						return err
+					}
+				}
 				n, err := c.RevokeLeases(cmd.Context(), f)
 				if err != nil {
 					return err
+				}
+				if n == 0 && !f.All {
+					a.sayf("keylease: %s", terminal(nobodyHolds(f)))
 				}
 				return a.print(map[string]int{"revoked": n}, func(w io.Writer) { fmt.Fprintf(w, "revoked %s\n", plural(n, "lease")) })
 			})

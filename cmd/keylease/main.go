@@ -31,6 +31,7 @@ type app struct {
 
 	json  bool
 	flags flags
+	makes bool // this command may make the store: what it brings has to go somewhere
 }
 
 func (a *app) run(ctx context.Context, args []string) int {

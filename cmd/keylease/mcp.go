@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"runtime"
 
 	"github.com/spf13/cobra"
@@ -64,6 +65,13 @@ func (a *app) mcp(ctx context.Context, as string, standalone bool) error {
 	relay := server.RelayOptions{Paths: s.paths, In: a.in, Out: a.out, Log: a.logger(s.level), As: as, Token: token,
 		Version: version(), AutoStart: s.paths.Socket == "", Start: start}
 	if !standalone {
+		if relay.AutoStart && noStore(s) {
+			path := filepath.Join(s.paths.Config, "root.key")
+			if s.explicitKey {
+				path = s.RootKeyFile
+			}
+			a.sayf("keylease: there is no store in %s yet: the first request makes one; keep a copy of %s elsewhere", terminal(s.Data), terminal(path))
+		}
 		return server.Relay(ctx, relay)
 	}
 	if runtime.GOOS == "windows" {

@@ -75,7 +75,12 @@ func (a *app) policyExplainCommand() *cobra.Command {
 	c := &cobra.Command{Use: "explain", Short: "Say whether an identity may lease a credential, and which rule says so", Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
+			if err := tokenID(q.Token); err != nil {
+				return err
+			}
 			switch {
+			case q.Identity != "" && q.Token != "":
+				return usagef("a token says whose it is: leave --identity out", "--identity and --token: not both")
 			case q.Credential == "" || (q.Identity == "") == (q.Token == ""):
 				return usagef("keylease policy explain --identity claude-code --credential openai-dev", "--credential is needed, and --identity or --token")
 			case q.Token != "" && (cmd.Flags().Changed("type") || cmd.Flags().Changed("proof")):

@@ -159,7 +159,7 @@ func (a *app) seedCommand() *cobra.Command {
 				return err
 			}
 			defer s.wipe()
-			s.real = path
+			s.real, a.makes = path, true
 			return a.withAdmin(func(c *server.AdminClient) error { return a.seed(cmd.Context(), c, s, consume, force) })
 		}}
 	c.Flags().BoolVar(&consume, "consume", false, "take the values out of the file once the store has them")

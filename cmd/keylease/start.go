@@ -32,38 +32,66 @@ func (a *app) daemonStart(s settings) (server.Start, error) {
 	return server.Start{Exe: exe, Args: args, Env: server.StartEnv(s.home, userName(), extra...)}, nil
 }
 
-// admin is how the operator's commands reach the daemon, starting it where none runs.
-func (a *app) admin() (*server.AdminClient, error) {
+// admin is where the operator's commands find the daemon.
+func (a *app) admin() (settings, error) {
 	s, err := a.settings(true)
 	if err != nil {
-		return nil, err
+		return s, err
 	}
 	admin := ""
 	if s.system != nil {
 		admin = s.system.AdminSocket
 	}
 	if s.paths.Socket, err = s.named(a.env, admin); err != nil {
-		return nil, err
+		return s, err
 	}
-	return a.adminOf(s)
+	return s, nil
 }
 
-func (a *app) adminOf(s settings) (*server.AdminClient, error) {
-	start, err := a.daemonStart(s)
-	if err != nil {
-		return nil, err
-	}
-	return server.NewAdminClient(server.DialOptions{Paths: s.paths, Version: version(), AutoStart: s.paths.Socket == "", Start: start}), nil
-}
-
-// withAdmin runs do with the daemon's admin API and puts refusals into words for a terminal.
+// withAdmin runs do with the daemon's admin API and puts refusals into words for a terminal. Where there is no store
+// only a command that brings something to store may have one made: any other would ask, or stop, a daemon that nobody
+// uses, and succeed.
 func (a *app) withAdmin(do func(*server.AdminClient) error) error {
-	c, err := a.admin()
+	s, err := a.admin()
 	if err != nil {
 		return err
 	}
+	start, err := a.daemonStart(s)
+	if err != nil {
+		return err
+	}
+	own := s.paths.Socket == "" // and so started where it sleeps
+	absent := own && noStore(s)
+	c := server.NewAdminClient(server.DialOptions{Paths: s.paths, Version: version(), Start: start,
+		AutoStart: own && (!absent || a.makes)})
 	defer c.Close()
-	return spoken(do(c))
+	err = do(c)
+	switch {
+	case absent && !a.makes && errors.Is(err, server.ErrUnreachable):
+		return fail(exitNotFound, "keylease init makes one; or name the daemon's socket: --socket "+adminSocket, "there is no keylease store in %s", s.Data)
+	case absent && !noStore(s):
+		a.tellMade(s)
+	}
+	return spoken(err)
+}
+
+// noStore says that there is nothing in the data folder that a daemon could open.
+func noStore(s settings) bool {
+	_, err := store.KeySource(s.Data)
+	return errors.Is(err, store.ErrNoStore)
+}
+
+// tellMade says that a store was made on the way: nobody asked for it by name, and without its key it is lost.
+func (a *app) tellMade(s settings) {
+	source, _, err := a.keySource(s)
+	if err != nil {
+		return
+	}
+	if path, ok := keyPath(source, s); ok {
+		a.sayf("keylease: made a new store in %s; keep a copy of %s elsewhere", terminal(s.Data), terminal(path))
+		return
+	}
+	a.sayf("keylease: made a new store in %s; its key comes from %s", terminal(s.Data), keyEnv)
 }
 
 // opening is what a daemon opens once the data folder is its own.
@@ -72,6 +100,22 @@ type opening struct {
 	dropPolicy bool
 	log        zerolog.Logger
 	opened     func(context.Context, *lease.Broker, *store.Store) error // before anybody is served
+}
+
+// policyMissing refuses to lend by no policy where one was meant: somebody named its file, or lends to the agents of
+// other users. nil: it is there, or none is needed.
+func (o opening) policyMissing() error {
+	if _, err := os.Lstat(o.PolicyFile); !errors.Is(err, fs.ErrNotExist) || o.dropPolicy {
+		return nil
+	}
+	const hint = "write it (keylease init writes a first one with the store), or start without one: keylease serve --no-policy"
+	switch {
+	case o.policyNamed != "":
+		return usagef(hint+o.serveReach(), "%s: there is no %s", o.policyNamed, terminal(o.PolicyFile))
+	case o.system != nil:
+		return usagef("write it, or start without one: keylease serve --no-policy"+o.serveReach(), "system mode needs a policy, and there is no %s", terminal(o.PolicyFile))
+	}
+	return nil
 }
 
 // open opens the store, making it with its key where there is none, and the broker over it.
@@ -83,9 +127,16 @@ func (a *app) open(ctx context.Context, o opening) (*lease.Broker, func() error,
 	if source != sourceEnv && a.env(keyEnv) != "" {
 		a.sayf("keylease: warning: %s is not used: the key of this store is in a file", keyEnv)
 	}
+	unpoliced := o.policyMissing()
+	if create && unpoliced != nil {
+		return nil, nil, unpoliced
+	}
 	st, err := a.openStore(o.settings, source, create, create && !o.explicitKey, o.log)
 	if err != nil {
 		return nil, nil, err
+	}
+	if create {
+		a.tellMade(o.settings)
 	}
 	b, err := lease.Open(ctx, lease.Config{Store: st, PolicyFile: policyFile(o.PolicyFile), DropPolicy: o.dropPolicy,
 		Log: o.log, Now: time.Now, Grace: o.grace, KeySource: source, Version: version(),
@@ -94,6 +145,9 @@ func (a *app) open(ctx context.Context, o opening) (*lease.Broker, func() error,
 		if _, gone := os.Lstat(o.PolicyFile); gone != nil {
 			err = fail(exitError, "put it back, or start once without one: keylease serve --no-policy"+o.serveReach(), "the policy that governed this store is gone: there is no %s", o.PolicyFile)
 		}
+	}
+	if err == nil && unpoliced != nil { // of a store that had a policy the words above say more
+		err = errors.Join(unpoliced, b.Close())
 	}
 	if err == nil && o.opened != nil {
 		err = o.opened(ctx, b, st)

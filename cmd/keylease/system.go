@@ -29,6 +29,9 @@ type AdminConfig struct {
 	UIDs []strictyaml.Name `koanf:"uids" yaml:"uids"`
 }
 
+// adminSocket is where the installation puts the admin's socket: docs/system-mode.md.
+const adminSocket = "/run/keylease/admin.sock"
+
 // agentSocket is where the agents' socket is unless the configuration says otherwise.
 const agentSocket = "/run/keylease/agent.sock"
 

@@ -65,6 +65,14 @@ func (a *app) tokenCreateCommand() *cobra.Command {
 	return c
 }
 
+// tokenID refuses a token's text where its id belongs, without repeating it.
+func tokenID(arg string) error {
+	if strings.HasPrefix(strings.TrimSpace(arg), "kl_") {
+		return usagef("name its id (tk_…), see keylease token ls", "that is a token's text, and now stands in your shell's history")
+	}
+	return nil
+}
+
 // showToken prints the token alone on stdout, so that $(…) and pipes get nothing else.
 func (a *app) showToken(t server.NewToken) error {
 	return a.print(t, func(w io.Writer) {
@@ -116,6 +124,9 @@ func (a *app) tokenLsCommand() *cobra.Command {
 					if t.LastUsedAt != nil {
 						used = moment(*t.LastUsedAt)
 					}
+					if t.PreviousUntil != nil {
+						t.State += " (text before works until " + moment(*t.PreviousUntil) + ")"
+					}
 					rows[i] = []string{t.ID, string(t.Type), t.Identity, t.State, moment(t.CreatedAt), ends, used, narrowed(t)}
 				}
 				table(w, "no tokens; keylease token create --identity NAME makes one", "TOKEN TYPE IDENTITY STATE MADE ENDS USED ONLY", rows)
@@ -128,6 +139,9 @@ func (a *app) tokenRotateCommand() *cobra.Command {
 	var overlap string
 	c := &cobra.Command{Use: "rotate TOKEN", Short: "Replace a token's text; its leases stay its own", Args: exactly("the token's id (tk_…)"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := tokenID(args[0]); err != nil {
+				return err
+			}
 			d, err := optionalTTL("--overlap", overlap)
 			if err != nil {
 				return err
@@ -136,6 +150,12 @@ func (a *app) tokenRotateCommand() *cobra.Command {
 				t, err := c.RotateToken(cmd.Context(), args[0], d)
 				if err != nil {
 					return err
+				}
+				switch { // the less may be a surprise, so it is said whatever the output is
+				case d > 0 && t.PreviousUntil != nil && t.ExpiresAt != nil && t.PreviousUntil.Equal(*t.ExpiresAt):
+					a.sayf("keylease: the text before it works no longer than the token")
+				case d > lease.MaxOverlap:
+					a.sayf("keylease: the overlap is cut to %s, the most there is", ttl.Format(lease.MaxOverlap))
 				}
 				return a.showToken(t)
 			})
@@ -147,6 +167,9 @@ func (a *app) tokenRotateCommand() *cobra.Command {
 func (a *app) tokenRevokeCommand() *cobra.Command {
 	return &cobra.Command{Use: "revoke TOKEN", Short: "End a token and the leases taken with it", Args: exactly("the token's id (tk_…)"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := tokenID(args[0]); err != nil {
+				return err
+			}
 			return a.withAdmin(func(c *server.AdminClient) error {
 				t, err := c.RevokeToken(cmd.Context(), args[0])
 				if err != nil {

@@ -80,6 +80,7 @@ func TestB7ARelayKeepsItsTokenFromItsUser(t *testing.T) {
 func TestB8OwnUserMode(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
+	w.ok("init")
 	w.ok("ls") // starts the daemon
 	for path, want := range map[string]os.FileMode{w.socket(): 0o600, w.data(): 0o700} {
 		info, err := os.Lstat(path)
