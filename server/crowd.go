@@ -5,12 +5,12 @@ import (
 	"sync"
 )
 
-// crowd is who is connected by one door, and how much room it has. When it is full, a newcomer's place is that of a
-// party which has as many connections as his or more: of those with a quiet one, the party with the most gives up the
-// one that it has not used for longest. Where those have none that is quiet, the party with the most gives up one that
-// is at work, if it would still have as many as the newcomer's then. So whoever opens thousands makes room with their
-// own, and a party that has few is neither put out nor turned away for them. Turned away is only who has no fewer than
-// anybody and has all of it at work.
+// crowd is who is connected by one door, and how much room it has. When it is full, a newcomer gets the place of a party
+// that has as many connections as his or more: of those with a quiet one, the party with the most gives up the one that
+// it has not used for longest. One that is at work goes only where nothing is quiet, or where a party has all of more
+// than twice as many at work, and would still have as many as the newcomer's. So whoever opens thousands makes room with
+// their own, and nobody with few is put out or turned away for them. Turned away is only who would take from parties
+// that have no more than his own, and use all of it.
 type crowd struct {
 	room  int  // connections; 0: no limit
 	never bool // turns anybody away: where nothing else is left, what has been at work for longest makes room
@@ -77,12 +77,12 @@ func (c *crowd) makesRoom(party string) *guest {
 	if p := c.parties[party]; p != nil {
 		his = p.here
 	}
-	out := c.longest(false, his)
-	if out == nil {
-		out = c.longest(true, his+2)
+	out, atWork := c.longest(false, his), c.longest(true, his+2)
+	if out == nil && atWork == nil && c.never {
+		return c.longest(true, 0)
 	}
-	if out == nil && c.never {
-		out = c.longest(true, 0)
+	if out == nil || atWork != nil && c.parties[atWork.party].here > 2*c.parties[out.party].here {
+		return atWork
 	}
 	return out
 }
