@@ -57,12 +57,8 @@ func (d *daemon) welcome(conn net.Conn, at door) {
 	}
 	asked := make(chan struct{}) // to leave, before it said what it wants
 	leave := sync.OnceFunc(func() { close(asked); _ = conn.Close() })
-	g := d.crowd.enter(d.party(peer), leave)
-	if g == nil {
-		d.refuse(conn, &HelloError{"rate_limited", "the daemon has as many local connections as it may, and all are in use: close some"})
-		return
-	}
-	defer g.exit()
+	newcomer := at.hall.enter(d.party(peer), leave) // never nil: nobody there is at work
+	defer newcomer.exit()
 	if !d.greet(conn, leave) {
 		leave()
 		return
@@ -85,6 +81,13 @@ func (d *daemon) welcome(conn net.Conn, at door) {
 		d.refuse(conn, err)
 		return
 	}
+	g := at.roomOf(h.Kind).enter(d.party(peer), leave)
+	newcomer.exit()
+	if g == nil {
+		d.refuse(conn, &HelloError{"rate_limited", "the daemon has as many local connections as it may, and all of yours are in use: close some"})
+		return
+	}
+	defer g.exit()
 	switch h.Kind {
 	case kindMCP:
 		d.serveMCP(conn, r, h, peer, g)

@@ -120,16 +120,15 @@ func (c *mcpConn) longLine() ([]byte, error) {
 	return readLine(c.r, maxLine)
 }
 
-// enter waits until one more call may run for the process and for the caller.
+// enter waits until one more call may run for the process and for the caller. A connection that waits here may be asked
+// to make room: only what runs is spared, and that is bounded.
 func (c *mcpConn) enter() (leave func(), ok bool) {
 	taken := make([]chan struct{}, 0, 2)
-	leave = func() {
+	giveBack := func() {
 		for _, slots := range taken {
 			<-slots
 		}
-		c.guest.end()
 	}
-	c.guest.begin()
 	for _, slots := range []chan struct{}{c.process, c.slots} {
 		if slots == nil {
 			continue
@@ -138,9 +137,10 @@ func (c *mcpConn) enter() (leave func(), ok bool) {
 		case slots <- struct{}{}:
 			taken = append(taken, slots)
 		case <-c.stopped:
-			leave()
+			giveBack()
 			return nil, false
 		}
 	}
-	return leave, true
+	c.guest.begin()
+	return func() { giveBack(); c.guest.end() }, true
 }

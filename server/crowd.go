@@ -5,31 +5,44 @@ import (
 	"sync"
 )
 
-// crowd is who is connected to one listener, and how much room it has. When it is full, the party with the most
-// connections gives up the one that it has not used for longest: whoever opens thousands makes room with their own,
-// and nobody else is locked out or put out for them. Only where nothing is quiet is the newcomer turned away.
+// crowd is who is connected by one door, and how much room it has. When it is full, a newcomer gets the place of a party
+// that has as many connections as his or more: of those with a quiet one, the party with the most gives up the one that
+// it has not used for longest. One that is at work goes only where nothing is quiet, or where a party has all of more
+// than twice as many at work, and would still have as many as the newcomer's. So whoever opens thousands makes room with
+// their own, and nobody with few is put out or turned away for them. Turned away is only who would take from parties
+// that have no more than his own, and use all of it.
 type crowd struct {
-	room int // connections; 0: no limit
+	room  int  // connections; 0: no limit
+	never bool // turns anybody away: where nothing else is left, what has been at work for longest makes room
 
 	mu      sync.Mutex // guards all below, and every guest of it
 	here    int
 	parties map[string]*company
-	clock   uint64 // counts the times that somebody fell quiet
+	clock   uint64 // counts the times that somebody fell quiet or began to work
 }
 
 // company is the connections of one party.
 type company struct {
-	here  int
-	quiet list.List // of *guest: those that may be asked to go, longest quiet first
+	here        int
+	quiet, busy list.List // of *guest, longest so first
 }
 
-// guest is one connection. It is quiet while nothing runs for it that somebody has proved to be entitled to.
+// of is those of it that are quiet, or those that are not.
+func (p *company) of(busy bool) *list.List {
+	if busy {
+		return &p.busy
+	}
+	return &p.quiet
+}
+
+// guest is one connection. It is quiet while nothing runs for it. What only waits, be it for its rate or for a call to
+// end, is quiet: else it would cost nothing to hold a place for good.
 type guest struct {
 	crowd *crowd
 	party string
-	busy  int
-	quiet *list.Element // nil: busy, or gone
-	since uint64        // when it fell quiet, by the crowd's clock
+	runs  int           // how much runs for it
+	at    *list.Element // in its company's quiet or busy
+	since uint64        // when it came to be there, by the crowd's clock
 	gone  bool
 	leave func() // asks the connection to go; does not block
 }
@@ -42,7 +55,7 @@ func (c *crowd) enter(party string, leave func()) *guest {
 	c.mu.Lock()
 	var out *guest
 	if c.room > 0 && c.here >= c.room {
-		if out = c.longestQuiet(); out == nil {
+		if out = c.makesRoom(party); out == nil {
 			c.mu.Unlock()
 			return nil
 		}
@@ -58,25 +71,41 @@ func (c *crowd) enter(party string, leave func()) *guest {
 	return g
 }
 
-func (c *crowd) longestQuiet() *guest {
-	var out *guest
-	most := 0
+// makesRoom says whose place a newcomer of party gets; nil: nobody's.
+func (c *crowd) makesRoom(party string) *guest {
+	his := 0
+	if p := c.parties[party]; p != nil {
+		his = p.here
+	}
+	out, atWork := c.longest(false, his), c.longest(true, his+2)
+	if out == nil && atWork == nil && c.never {
+		return c.longest(true, 0)
+	}
+	if out == nil || atWork != nil && c.parties[atWork.party].here > 2*c.parties[out.party].here {
+		return atWork
+	}
+	return out
+}
+
+// longest is the guest that is busy, or quiet, for longest of the party that has the most and at least so many.
+func (c *crowd) longest(busy bool, least int) (out *guest) {
+	most := least
 	for _, p := range c.parties {
-		if p.quiet.Len() == 0 || p.here < most {
+		if p.of(busy).Len() == 0 || p.here < most {
 			continue
 		}
-		if g := p.quiet.Front().Value.(*guest); p.here > most || g.since < out.since {
+		if g := p.of(busy).Front().Value.(*guest); out == nil || p.here > most || g.since < out.since {
 			out, most = g, p.here
 		}
 	}
 	return out
 }
 
-// hush puts g at the end of its party's quiet ones. It wants mu held.
-func (g *guest) hush() {
+// place puts g at the end of its party's quiet or busy ones. It wants mu held.
+func (g *guest) place() {
 	g.crowd.clock++
 	g.since = g.crowd.clock
-	g.quiet = g.crowd.parties[g.party].quiet.PushBack(g)
+	g.at = g.crowd.parties[g.party].of(g.runs > 0).PushBack(g)
 }
 
 // sit counts g among its party, and rise takes it out. Both want mu held.
@@ -87,26 +116,32 @@ func (g *guest) sit() {
 		g.crowd.parties[g.party] = p
 	}
 	p.here++
-	if g.busy == 0 {
-		g.hush()
-	}
+	g.place()
 }
 
 func (g *guest) rise() {
 	p := g.crowd.parties[g.party]
-	if g.quiet != nil {
-		p.quiet.Remove(g.quiet)
-		g.quiet = nil
-	}
+	p.of(g.runs > 0).Remove(g.at)
 	if p.here--; p.here == 0 {
 		delete(g.crowd.parties, g.party)
 	}
 }
 
 // begin says that something runs for g; end, which must follow, that it no longer does.
-func (g *guest) begin() { g.change(func() { g.busy++ }) }
+func (g *guest) begin() { g.work(1) }
 
-func (g *guest) end() { g.change(func() { g.busy-- }) }
+func (g *guest) end() { g.work(-1) }
+
+func (g *guest) work(more int) {
+	g.change(func() {
+		was := g.runs > 0
+		g.runs += more
+		if is := g.runs > 0; is != was {
+			g.crowd.parties[g.party].of(was).Remove(g.at)
+			g.place()
+		}
+	})
+}
 
 // belong says whose connection it turned out to be.
 func (g *guest) belong(party string) {
@@ -132,14 +167,6 @@ func (g *guest) change(do func()) {
 		return
 	}
 	do()
-	p := g.crowd.parties[g.party]
-	switch {
-	case g.busy > 0 && g.quiet != nil:
-		p.quiet.Remove(g.quiet)
-		g.quiet = nil
-	case g.busy == 0 && g.quiet == nil:
-		g.hush()
-	}
 }
 
 // exit says that the connection is closed. It may be called again.

@@ -56,6 +56,50 @@ func TestAmongEqualsTheLongestQuietLeaves(t *testing.T) {
 	}
 }
 
+// A party that does nothing but wait, or has every connection at work, is the one that makes room: nobody else's.
+func TestWhoHasMoreMakesRoomEvenAtWork(t *testing.T) {
+	s := &seats{crowd: newCrowd(5), by: map[int]*guest{}}
+	s.enterAs("one", 1)
+	for n := 2; n <= 5; n++ {
+		s.enterAs("many", n)
+		s.by[n].begin()
+	}
+	if s.enterAs("many", 6) {
+		t.Errorf("the one with the most put out %v", s.left)
+	}
+	s.enterAs("new", 7)
+	s.enterAs("one", 8)
+	if !slices.Equal(s.left, []int{2, 3}) {
+		t.Errorf("left: %v, want those of many that were at work for longest, and not the one quiet of somebody else", s.left)
+	}
+	for _, n := range []int{8, 7, 1} {
+		s.by[n].begin()
+	}
+	if s.enterAs("one", 9) || !s.enterAs("newest", 10) || !slices.Equal(s.left, []int{2, 3, 4}) {
+		t.Errorf("left: %v; a newcomer must not have more than whom he puts out", s.left)
+	}
+}
+
+// Admin connections count apart from agents', and one more always finds room.
+func TestNobodyKeepsTheAdminOut(t *testing.T) {
+	c := newCrowds(4)
+	for range 4 {
+		c.roomOf(kindMCP).enter("agent", func() {}).begin()
+	}
+	left := 0
+	for range adminRoom {
+		c.roomOf(kindAdmin).enter("admin", func() { left++ }).begin()
+	}
+	if left > 0 || c.roomOf(kindAdmin).enter("admin", func() {}) == nil || left != 1 {
+		t.Errorf("%d admin connections were closed for one more than there is room for", left)
+	}
+	for range hallRoom + 10 {
+		if c.hall.enter("flood", func() {}) == nil {
+			t.Fatal("turned away before it said what it wants")
+		}
+	}
+}
+
 func TestWhereNothingIsQuietTheNewcomerIsTurnedAway(t *testing.T) {
 	s := &seats{crowd: newCrowd(2), by: map[int]*guest{}}
 	for n := 1; n <= 2; n++ {

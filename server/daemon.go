@@ -89,7 +89,6 @@ type daemon struct {
 	backend
 	listening Listening
 	peers     *mcpPeers
-	crowd     *crowd // of the local socket
 	bounds    *bounds
 	tls       *tlsKeeper   // nil: plain HTTP
 	lastCall  atomic.Int64 // unix nanoseconds
@@ -211,7 +210,7 @@ func newDaemon(o Options) *daemon {
 		d.listening.Admin = o.System.AdminSocket
 	}
 	d.touch()
-	d.crowd, d.bounds = newCrowd(o.Limits.LocalConnections), newBounds(o.Limits, o.Now)
+	d.bounds = newBounds(o.Limits, o.Now)
 	if o.hurry > 0 {
 		d.bounds.lineTime, d.bounds.writeTime = o.hurry, o.hurry
 	}

@@ -92,6 +92,29 @@ type door struct {
 	admits func(*localPeer) error
 	kinds  []string
 	other  string // where to go for another kind; "" where there is nothing else
+	crowds
+}
+
+// crowds are those who came by one door: in the hall until they said what they want, and then by that. What fills one of
+// them leaves the others alone: agents can't lock the admin out, not even where one socket is for both.
+type crowds struct{ hall, agents, admins *crowd }
+
+const (
+	hallRoom  = 256 // connections that have not said hello
+	adminRoom = 32  // connections of admin commands
+)
+
+func newCrowds(agents int) crowds {
+	c := crowds{newCrowd(hallRoom), newCrowd(agents), newCrowd(adminRoom)}
+	c.admins.never = true // a trail that somebody follows must not keep "keylease freeze" out
+	return c
+}
+
+func (c crowds) roomOf(kind string) *crowd {
+	if kind == kindMCP {
+		return c.agents
+	}
+	return c.admins
 }
 
 // worthSaying lets the log name a stranger once a minute: in system mode anybody may knock, and as often as he likes.
@@ -131,7 +154,7 @@ func openDoors(o Options) ([]door, error) {
 			return nil, err
 		}
 		sock, err := listenSocket(path, 0o600)
-		return []door{{Listener: sock, admits: ourselves, kinds: []string{kindMCP, kindAdmin, kindHandover}}}, err
+		return []door{{Listener: sock, admits: ourselves, kinds: []string{kindMCP, kindAdmin, kindHandover}, crowds: newCrowds(o.Limits.LocalConnections)}}, err
 	}
 	agents, err := listenSocket(path, 0o666)
 	if err != nil {
@@ -147,8 +170,8 @@ func openDoors(o Options) ([]door, error) {
 		return nil, err
 	}
 	return []door{
-		{Listener: agents, admits: o.System.agent, kinds: []string{kindMCP}},
-		{Listener: admins, admits: o.System.operator, kinds: []string{kindAdmin, kindHandover}, other: path},
+		{Listener: agents, admits: o.System.agent, kinds: []string{kindMCP}, crowds: newCrowds(o.Limits.LocalConnections)},
+		{Listener: admins, admits: o.System.operator, kinds: []string{kindAdmin, kindHandover}, other: path, crowds: newCrowds(0)},
 	}, nil
 }
 

@@ -164,7 +164,7 @@ func newHTTPHandler(o httpOptions) *httpHandler {
 	h.routes.HandleFunc("/readyz", h.getOnly(h.serveReady))
 	h.routeMetadata()
 	h.routes.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		notFound("there is nothing here", "MCP is served at /mcp, or at /sse for older clients.").refuse(w, r)
+		h.turnAway(w, r, notFound("there is nothing here", "MCP is served at /mcp, or at /sse for older clients."))
 	})
 	return h
 }
@@ -217,7 +217,7 @@ func (h *httpHandler) ServeHTTP(inner http.ResponseWriter, r *http.Request) {
 func (h *httpHandler) senderKnown(next func(http.ResponseWriter, *http.Request, identity.Principal), methods ...string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if !slices.Contains(methods, r.Method) {
-			methodNotAllowed(strings.Join(methods, ", ")).refuse(w, r)
+			h.turnAway(w, r, methodNotAllowed(strings.Join(methods, ", ")))
 			return
 		}
 		r, p, f := h.authenticate(r)
@@ -239,9 +239,12 @@ func (h *httpHandler) senderKnown(next func(http.ResponseWriter, *http.Request, 
 // getOnly lets next see GET and HEAD.
 func (h *httpHandler) getOnly(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		h.unhurried(r)
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
-			methodNotAllowed("GET, HEAD").refuse(w, r)
+			h.turnAway(w, r, methodNotAllowed("GET, HEAD"))
+			return
+		}
+		if !h.unhurried(r) {
+			rateLimited("too many requests came from this address", time.Second).refuse(w, r)
 			return
 		}
 		next(w, r)
@@ -306,9 +309,9 @@ func (h *httpHandler) detach(session string) {
 
 // misused records that p named somebody else's session; what p is told is what a session that never was is told.
 func (h *httpHandler) misused(r *http.Request, p identity.Principal, transport string) {
-	h.Log.Warn().Str("identity", p.Name).Str("by", p.By).Str("source", clientIP(r)).Str("transport", transport).
+	h.Log.Warn().Str("identity", p.Name).Str("by", p.By).Str("source", network(r.RemoteAddr)).Str("transport", transport).
 		Msg("a caller named an MCP session that belongs to somebody else; it was told there is none")
 	if h.Misused != nil {
-		h.Misused(r.Context(), identity.Caller{Principal: p, Transport: transport}, clientIP(r))
+		h.Misused(r.Context(), identity.Caller{Principal: p, Transport: transport}, network(r.RemoteAddr))
 	}
 }

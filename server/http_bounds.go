@@ -79,25 +79,33 @@ func webGuestOf(r *http.Request) *webGuest {
 	return &webGuest{} // a request that came by no connection: a test's
 }
 
-// network is whom an address belongs to, as far as counting goes: whoever has one IPv6 address has 2^64.
+// network is whom a peer's address belongs to, as far as counting and the trail go (what a header says does not): whoever has one IPv6 address has 2^64, and whoever is
+// on this machine has all of 127.0.0.0/8.
 func network(addr string) string {
 	if host, _, err := net.SplitHostPort(addr); err == nil {
 		addr = host
 	}
 	ip, err := netip.ParseAddr(addr)
-	if err != nil || ip.Unmap().Is4() {
+	switch {
+	case err != nil:
 		return addr
+	case ip.Unmap().IsLoopback():
+		return "loopback"
+	case ip.Unmap().Is4():
+		return ip.Unmap().String()
 	}
 	prefix, _ := ip.WithZone("").Prefix(64)
 	return prefix.String()
 }
 
-// turnAway answers a request that proved nobody. An address that has sent too many of them waits for each further one,
-// so that tokens are tried slowly; what comes with a valid token from there is not held up.
+// turnAway answers a request that proved nobody, whatever is wrong with it. An address that has sent too many of them
+// waits for each further one, so that tokens are tried slowly; what comes with a valid token from there is not held up.
 func (h *httpHandler) turnAway(w http.ResponseWriter, r *http.Request, f *fault) {
-	if f.status < 500 && h.bounds.failures.Take(network(r.RemoteAddr), h.Now(), 0) > 0 {
+	if h.bounds.failures.Take(network(r.RemoteAddr), h.Now(), 0) > 0 {
 		sleep(r.Context(), h.bounds.wait)
-		f = rateLimited("too many requests without a valid token came from this address", h.bounds.wait)
+		if f.status < 500 { // else it is we who can't tell, and who asks is to know
+			f = rateLimited("too many requests without a valid token came from this address", h.bounds.wait)
+		}
 	}
 	f.refuse(w, r)
 }
@@ -112,12 +120,10 @@ func (f *fault) refuse(w http.ResponseWriter, r *http.Request) {
 	f.write(w)
 }
 
-// unhurried answers for what anybody may ask: at no higher rate on one connection than a caller may.
-func (h *httpHandler) unhurried(r *http.Request) {
-	g := webGuestOf(r)
-	if wait := h.bounds.each.Take(g.name, h.Now(), 0); wait > 0 {
-		sleep(r.Context(), min(wait, h.bounds.wait))
-	}
+// unhurried lets what anybody may ask be asked at the rate of one caller by all of an address together, whatever its
+// connections. It reports whether the turn came.
+func (h *httpHandler) unhurried(r *http.Request) bool {
+	return h.bounds.await(r.Context().Done(), h.bounds.wait, webGuestOf(r).name, "nobody at "+network(r.RemoteAddr))
 }
 
 // inTurn lets p make one more request, now or a little later, and marks its connection as used until done is called.

@@ -182,7 +182,7 @@ func (h *httpHandler) authenticate(r *http.Request) (*http.Request, identity.Pri
 	var f *fault
 	switch refusal := lease.AsRefusal(err); {
 	case errors.Is(err, lease.ErrUnauthenticated) || refusal != nil && refusal.Code == lease.Unauthenticated:
-		h.Log.Debug().Str("source", clientIP(r)).AnErr("why", err).Msg("http request not authenticated")
+		h.Log.Debug().Str("source", network(r.RemoteAddr)).AnErr("why", err).Msg("http request not authenticated")
 		f = h.challenged(tried)
 	case refusal != nil && refusal.Code == lease.RateLimited:
 		f = rateLimited(refusal.Message, max(refusal.RetryAfter, time.Second))
@@ -199,15 +199,6 @@ func (h *httpHandler) authenticate(r *http.Request) (*http.Request, identity.Pri
 		return r, identity.Principal{}, f
 	}
 	return withEntrant(r, e), e.Principal, nil
-}
-
-// clientIP is where failures are counted: the peer's address, never what a header says it is.
-func clientIP(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
-	}
-	return host
 }
 
 // limitReading bounds how long and how much a request may make us read. A body that is never read falls under the

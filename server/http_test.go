@@ -73,7 +73,7 @@ func TestB6NoTokenNoEntry(t *testing.T) {
 	if w.ran != 0 || len(w.happened()) != 0 {
 		t.Errorf("something ran: %d calls, %q", w.ran, w.happened())
 	}
-	if w.sources[0] != "127.0.0.1" {
+	if w.sources[0] != "loopback" {
 		t.Errorf("failures are counted for %q", w.sources[0])
 	}
 	wantStatus(t, "store down", w.do("POST", "/mcp", body, "Authorization: Bearer broken"), 503)

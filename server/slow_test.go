@@ -190,3 +190,55 @@ func TestCallsOverTheRateWaitAndAreThenRefused(t *testing.T) {
 	}
 	wantStatus(t, "somebody else", w.do("POST", "/mcp", body, append(as("alice"), headers...)...), 200)
 }
+
+// What nobody proved is counted by where it came from, and over the rate slowly answered, whatever the answer is: a
+// failure of ours too, as when an issuer can't be reached.
+func TestWhateverNobodyIsToldCostsAFailure(t *testing.T) {
+	w := newWeb(t, func(o *httpOptions) { o.Limits = Limits{FailureRate: 0.001, FailureBurst: 2} })
+	w.bounds.wait = 50 * time.Millisecond
+	for i := range 2 {
+		wantStatus(t, fmt.Sprint(i), w.do("GET", "/mcp", "", "Authorization: Bearer broken"), 503)
+	}
+	begin := time.Now()
+	wantStatus(t, "unavailable", w.do("GET", "/mcp", "", "Authorization: Bearer broken"), 503)
+	if took := time.Since(begin); took < 50*time.Millisecond {
+		t.Errorf("answered after %v", took)
+	}
+	wantStatus(t, "no such path", w.do("GET", "/nothing", ""), 429)
+	wantStatus(t, "no such method", w.do("PUT", "/mcp", ""), 429)
+	wantStatus(t, "no such method of what anybody may ask", w.do("PUT", "/healthz", ""), 429)
+	wantStatus(t, "what anybody may ask", w.do("GET", "/healthz", ""), 200)
+	wantStatus(t, "somebody", w.do("GET", "/mcp", "", as("alice")...), 400)
+}
+
+func TestAnAddressIsItsNetwork(t *testing.T) {
+	for addr, want := range map[string]string{
+		"127.0.0.1:80": "loopback", "127.9.8.7:1": "loopback", "[::1]:80": "loopback", "[::ffff:127.0.0.9]:1": "loopback",
+		"192.0.2.7:80": "192.0.2.7", "[::ffff:192.0.2.7]:80": "192.0.2.7",
+		"[2001:db8:1:2:3:4:5:6]:80": "2001:db8:1:2::/64", "[2001:db8:1:2::1%eth0]:80": "2001:db8:1:2::/64", "pipe": "pipe",
+	} {
+		if got := network(addr); got != want {
+			t.Errorf("%s counts as %s, want %s", addr, got, want)
+		}
+	}
+}
+
+// What anybody may ask, all connections of one address may ask at one caller's rate.
+func TestManyConnectionsAskForHealthAtOneRate(t *testing.T) {
+	w := newWeb(t, func(o *httpOptions) { o.Limits = Limits{CallRate: 0.001, CallBurst: 4} })
+	w.bounds.wait = 50 * time.Millisecond
+	codes := map[int]int{}
+	for range 8 {
+		r := w.request("GET", "/healthz", "")
+		r.Close = true
+		res, err := http.DefaultTransport.RoundTrip(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+		codes[res.StatusCode]++
+	}
+	if codes[200] != 4 || codes[429] != 4 {
+		t.Errorf("%v", codes)
+	}
+}

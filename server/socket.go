@@ -136,14 +136,13 @@ func (c *mcpConn) readLoop(ctx context.Context) {
 		if err != nil {
 			return
 		}
-		c.guest.begin()
-		if c.await(c.stopped, 0, c.peer.process(), c.rateKey()) { // before a byte of it is parsed
-			c.read.Add(1)
-			if len(line) > 0 {
-				c.take(ctx, line)
-			}
+		if !c.await(c.stopped, 0, c.peer.process(), c.rateKey()) { // before a byte of it is parsed
+			return // told to go meanwhile: it counts as unread
 		}
-		c.guest.end()
+		c.read.Add(1)
+		if len(line) > 0 {
+			c.take(ctx, line)
+		}
 	}
 }
 

@@ -18,7 +18,8 @@ type Limits struct {
 	// FailureRate is how many requests per second without a valid token one address may send before it is made to wait.
 	FailureRate  float64
 	FailureBurst int
-	// LocalConnections and HTTPConnections are how many may be open. Beyond it whoever has the most loses its idle ones.
+	// LocalConnections and HTTPConnections are how many may be open. Beyond it whoever has the most loses one, an idle one
+	// where there is any. Local ones are counted once they said hello; before, and for admin commands, there is other room.
 	LocalConnections, HTTPConnections int
 }
 

@@ -300,7 +300,7 @@ func TestB6NoTokenNoIdentity(t *testing.T) {
 	reasons := map[string]bool{}
 	for _, e := range find(all, "auth.failed") {
 		reasons[e.Details["reason"]] = true
-		if e.Details["source"] != "127.0.0.1" {
+		if e.Details["source"] != "loopback" {
 			t.Errorf("recorded without its source: %+v", e)
 		}
 	}

@@ -3,9 +3,11 @@
 package promises
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -122,6 +124,40 @@ func TestC3TokensAreTriedSlowly(t *testing.T) {
 	})
 	if codes[401].Load() > 7 || codes[401].Load() < 4 || codes[401].Load()+codes[429].Load() != 10 {
 		t.Errorf("%d times 401, %d times 429", codes[401].Load(), codes[429].Load())
+	}
+}
+
+// TestC3NobodyIsAnsweredSlowly: whatever is wrong with requests that come with no valid token (the token, the path, the
+// method), and from however many of this machine's addresses they come, they are one sender's, and soon made to wait.
+func TestC3NobodyIsAnsweredSlowly(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.configure("limits: {failureRate: 1, failureBurst: 5}\n")
+	asks := []string{"POST /mcp", "GET /nothing", "PUT /mcp", "DELETE /healthz"}
+	s := w.serve()
+	codes := make([]atomic.Int64, 600)
+	together(t, 20, func(i int) error {
+		local := &net.TCPAddr{IP: net.IPv4(127, 0, 9, byte(i+1))}
+		conn, err := (&net.Dialer{LocalAddr: local, Timeout: patience}).Dial("tcp", s.addr)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(patience))
+		fmt.Fprintf(conn, "%s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nAuthorization: Bearer kl_fake\r\n\r\n", asks[i%len(asks)], s.addr)
+		got, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err == nil {
+			codes[got.StatusCode].Add(1)
+		}
+		return err
+	})
+	if slow := codes[429].Load(); slow < 12 || slow > 16 {
+		t.Errorf("of 20 requests %d were made to wait: 401 %d, 404 %d, 405 %d", slow, codes[401].Load(), codes[404].Load(), codes[405].Load())
+	}
+	for _, e := range find(w.audit(), "auth.failed") {
+		if e.Details["source"] != "loopback" {
+			t.Errorf("recorded with the source %q", e.Details["source"])
+		}
 	}
 }
 

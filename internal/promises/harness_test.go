@@ -28,6 +28,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(strangerEnv) != "" {
 		os.Exit(stranger())
 	}
+	if os.Getenv(crowdEnv) != "" {
+		os.Exit(floodSocket())
+	}
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp(ground(), "klbin")
 		if err != nil {
