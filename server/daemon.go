@@ -42,9 +42,9 @@ type Options struct {
 	AllowedOrigins []string // for HTTP
 	Resource       string   // what HTTP is called in tokens of other issuers; "": there are none
 	Foreign        *federation.Directory
-	TLS            func(prevStamp string) TLSRead // the files of HTTP's certificate; nil: plain HTTP, on loopback alone
-	System         *System                        // nil: own-user mode
-	Auto           bool                           // started by a relay or a command, not by a person: hands over, and stops when idle
+	TLS            *TLSFiles // the files of HTTP's certificate; nil: plain HTTP, on loopback alone
+	System         *System   // nil: own-user mode
+	Auto           bool      // started by a relay or a command, not by a person: hands over, and stops when idle
 	IdleStop       time.Duration
 	Reload         <-chan struct{} // read the policy again (SIGHUP)
 	Ready          func(Listening) // called once when everything listens
@@ -169,7 +169,7 @@ func serve(ctx context.Context, o Options, open func(context.Context, *daemon) (
 	var web net.Listener // first: a port in use is found before anything is opened
 	if o.HTTPAddr != "" {
 		if o.TLS != nil {
-			if d.tls, err = newTLSKeeper(o.TLS, d.Now, d.Log); err != nil {
+			if d.tls, err = newTLSKeeper(*o.TLS, d.Now, d.Log); err != nil {
 				return err
 			}
 			d.listening.TLS = true

@@ -16,7 +16,7 @@ import (
 // by the uid that the kernel names; a socket's mode only lets everybody try.
 type System struct {
 	AgentUIDs   []int
-	AgentGroups []int // gids, primary or supplementary
+	AgentGroups []int // gids, primary or supplementary; never 0
 	AdminUIDs   []int // beside root and the daemon's own
 	AdminSocket string
 	Guarded     []string // what decides over the daemon: configuration, policy, root key
@@ -29,6 +29,10 @@ func (e *UnsafeError) Error() string { return e.What }
 
 // check refuses a start that would give an agent what is an admin's.
 func (s *System) check(p Paths) error {
+	if slices.Contains(s.AgentGroups, 0) {
+		return &UnsafeError{"group 0 is root's own, and can't be an agents' group: who is in it may write what is closed to all but root",
+			"take it out of socket.allow.groups, and make a group for those whose agents may lease"}
+	}
 	me := os.Geteuid()
 	if me == 0 {
 		return &UnsafeError{"system mode needs a user of its own, and this is root",
@@ -65,7 +69,7 @@ func (s *System) agent(p *localPeer) error {
 	switch {
 	case s.administers(p.UID):
 		return &HelloError{string(CodeDenied), fmt.Sprintf("uid %d administers this keylease: an agent needs another user, and admin commands another socket (%s)", p.UID, s.AdminSocket)}
-	case slices.Contains(s.AgentUIDs, p.UID), slices.ContainsFunc(s.AgentGroups, p.in):
+	case slices.Contains(s.AgentUIDs, p.UID), slices.ContainsFunc(s.AgentGroups, func(gid int) bool { return gid != 0 && p.in(gid) }): // 0: see check
 		return nil
 	}
 	return &HelloError{string(CodeDenied), fmt.Sprintf("this keylease does not lend to uid %d: ask the operator to add it to socket.allow", p.UID)}

@@ -170,6 +170,20 @@ func TestDoorsAdmitByWhoTheKernelSaysItIs(t *testing.T) {
 	}
 }
 
+// Group 0 may write what is closed to all but root (onlyRootAnd), so nobody leases by being in it.
+func TestB8RootsGroupIsNoAgents(t *testing.T) {
+	s := &System{AgentGroups: []int{50, 0}, AdminSocket: "/run/x"}
+	var unsafe *UnsafeError
+	if err := s.check(shortDir(t)); !errors.As(err, &unsafe) || !strings.Contains(err.Error(), "group 0 is root's own") || unsafe.Remedy == "" {
+		t.Errorf("it starts with agents in group 0: %v", err)
+	}
+	for _, p := range []localPeer{{UID: 1003, GID: 0}, {UID: 1003, GID: 1, Groups: []int{7, 0}}} {
+		if s.agent(&p) == nil {
+			t.Errorf("%+v is let in by group 0", p)
+		}
+	}
+}
+
 func TestOnlyRootAndTheOwnerDecide(t *testing.T) {
 	me := os.Geteuid()
 	dir := shortDir(t).Data // in /tmp, below a folder of ours

@@ -12,96 +12,147 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// TLSRead is one look at the files of the server's certificate.
+// TLSFiles are the files of the server's certificate. Each of the two looks is judged by itself: what is wrong with one
+// changes nothing of the other.
+type TLSFiles struct {
+	Pair     func(prevStamp string) TLSRead // certificate and key, in this order
+	ClientCA func(prevStamp string) TLSRead // nil: client certificates are not asked for
+}
+
+// TLSRead is one look at some files.
 type TLSRead struct {
-	Cert, Key []byte // PEM; nil when Stamp is the one that was given: nothing changed
-	ClientCA  []byte // PEM; nil: client certificates are not asked for
-	Stamp     string // changes whenever one of the files does
-	Err       error
+	PEM   [][]byte // one for each file; nil when Stamp is the one that was given: nothing changed
+	Stamp string   // changes whenever one of the files does
+	Err   error
 }
 
 // tlsLook is how often the files are looked at while connections come.
 const tlsLook = time.Second
 
-// tlsKeeper is the TLS that is in force. What replaces it must be whole: until it is, the old certificate serves on.
-type tlsKeeper struct {
-	read func(prevStamp string) TLSRead
-	now  func() time.Time
-	log  zerolog.Logger
+// tlsPart is files that are judged together.
+type tlsPart struct {
+	read  func(prevStamp string) TLSRead
+	stamp string // of the files as last read, in force or not
+	fault error  // what is wrong with them
+}
 
-	mu      sync.Mutex // guards what follows
-	config  *tls.Config
-	clients *x509.CertPool // nil: no client certificates
-	ends    time.Time      // the leaf's notAfter
-	stamp   string         // of the files as last read, in force or not
-	problem string         // why those are not in force
-	looked  time.Time
+// look reads the files again if they changed, and lets use judge what is in them. news is whether anything is different
+// from what the last look found.
+func (p *tlsPart) look(use func(pem [][]byte) error) (news bool) {
+	r := p.read(p.stamp)
+	if r.Err == nil && r.PEM == nil {
+		return false
+	}
+	before := p.fault
+	p.stamp, p.fault = r.Stamp, r.Err
+	if r.Err != nil {
+		p.stamp = "" // the same files may be good again, as when only their mode was wrong
+	} else {
+		p.fault = use(r.PEM)
+	}
+	return p.fault == nil || before == nil || before.Error() != p.fault.Error()
+}
+
+// tlsKeeper is the TLS that is in force. A new certificate must be whole: until it is, the old one serves on. With the
+// authorities of clients it is the other way round: while their file is not good nobody comes in by certificate, because
+// taking an authority away must not fail for what else is in the file.
+type tlsKeeper struct {
+	now func() time.Time
+	log zerolog.Logger
+
+	mu            sync.Mutex // guards what follows
+	config        *tls.Config
+	pair          tls.Certificate
+	clients       *x509.CertPool // nil: no client certificates
+	served, vouch tlsPart        // certificate and key; authorities of clients
+	looked        time.Time
 }
 
 // newTLSKeeper reads the files, which have to be good at the start.
-func newTLSKeeper(read func(prevStamp string) TLSRead, now func() time.Time, log zerolog.Logger) (*tlsKeeper, error) {
-	k := &tlsKeeper{read: read, now: now, log: log}
+func newTLSKeeper(files TLSFiles, now func() time.Time, log zerolog.Logger) (*tlsKeeper, error) {
+	k := &tlsKeeper{now: now, log: log, served: tlsPart{read: files.Pair}, vouch: tlsPart{read: files.ClientCA}}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if err := k.look(); err != nil {
+	k.look()
+	if err := errors.Join(k.served.fault, k.vouch.fault); err != nil {
 		return nil, fmt.Errorf("setting up TLS: %w", err)
 	}
 	return k, nil
 }
 
 // look reads the files again if they changed. Caller holds mu.
-func (k *tlsKeeper) look() error {
+func (k *tlsKeeper) look() {
 	k.looked = k.now()
-	r := k.read(k.stamp)
-	if r.Err == nil && r.Cert == nil {
-		return nil
+	running := k.config != nil
+	news := k.lookAtPair(running)
+	if k.vouch.read != nil && k.lookAtClients(running) {
+		news = true
 	}
-	var config *tls.Config
-	err := r.Err
-	if err == nil {
-		k.stamp = r.Stamp
-		config, err = tlsConfig(r)
+	if news && len(k.pair.Certificate) > 0 {
+		k.config = tlsConfig(k.pair, k.clients)
 	}
-	if err != nil {
-		if k.problem != err.Error() && k.config != nil {
-			k.log.Warn().Err(err).Msg("the TLS files changed and can't be used; the certificate from before stays in force")
-		}
-		k.problem = err.Error()
-		return err
-	}
-	if k.config != nil {
-		k.log.Info().Time("ends", config.Certificates[0].Leaf.NotAfter).Msg("the TLS files changed and are in force")
-	}
-	k.config, k.clients, k.ends, k.problem = config, config.ClientCAs, config.Certificates[0].Leaf.NotAfter, ""
-	return nil
 }
 
-// tlsConfig makes of files what the server speaks with: TLS 1.2 or later and HTTP/1.1, of which one connection is one
+func (k *tlsKeeper) lookAtPair(running bool) (news bool) {
+	news = k.served.look(func(pem [][]byte) error {
+		pair, err := tls.X509KeyPair(pem[0], pem[1])
+		if err != nil {
+			return fmt.Errorf("certificate and key do not fit together: %w", err)
+		}
+		if pair.Leaf == nil {
+			return errors.New("the certificate could not be read")
+		}
+		k.pair = pair
+		return nil
+	})
+	switch {
+	case !news || !running:
+	case k.served.fault != nil:
+		k.log.Warn().Err(k.served.fault).Msg("the TLS files changed and can't be used; the certificate from before stays in force")
+	default:
+		k.log.Info().Time("ends", k.pair.Leaf.NotAfter).Msg("the TLS files changed and are in force")
+	}
+	return news
+}
+
+func (k *tlsKeeper) lookAtClients(running bool) (news bool) {
+	clients := x509.NewCertPool()
+	news = k.vouch.look(func(pem [][]byte) error {
+		if !clients.AppendCertsFromPEM(pem[0]) {
+			return errors.New("the file of client CAs holds no certificate in PEM")
+		}
+		return nil
+	})
+	if !news {
+		return false
+	}
+	k.clients = clients // empty where there is a fault: then nobody is vouched for
+	switch {
+	case !running:
+	case k.vouch.fault != nil:
+		k.log.Warn().Err(k.vouch.fault).Msg("the file of client CAs can't be used; until it can, nobody comes in by certificate")
+	default:
+		k.log.Info().Msg("the file of client CAs changed and is in force")
+	}
+	return true
+}
+
+// tlsConfig is what the server speaks with: TLS 1.2 or later and HTTP/1.1, of which one connection is one
 // call at a time, so that limits on connections bound what a client may have in flight. There are no session tickets:
 // they would carry a client's certificate past a change of what it is checked against.
-func tlsConfig(r TLSRead) (*tls.Config, error) {
-	pair, err := tls.X509KeyPair(r.Cert, r.Key)
-	if err != nil {
-		return nil, fmt.Errorf("certificate and key do not fit together: %w", err)
-	}
-	if pair.Leaf == nil {
-		return nil, errors.New("the certificate could not be read")
-	}
+func tlsConfig(pair tls.Certificate, clients *x509.CertPool) *tls.Config {
 	c := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"},
 		Certificates: []tls.Certificate{pair}, SessionTicketsDisabled: true}
-	if r.ClientCA != nil {
-		c.ClientCAs, c.ClientAuth = x509.NewCertPool(), tls.VerifyClientCertIfGiven
-		if !c.ClientCAs.AppendCertsFromPEM(r.ClientCA) {
-			return nil, errors.New("the file of client CAs holds no certificate in PEM")
-		}
+	if clients != nil {
+		c.ClientCAs, c.ClientAuth = clients, tls.VerifyClientCertIfGiven
 	}
-	return c, nil
+	return c
 }
 
 // fresh looks at the files unless that was just done. Caller holds mu.
 func (k *tlsKeeper) fresh() {
 	if k.now().Sub(k.looked) >= tlsLook {
-		_ = k.look() // said in the log and in status
+		k.look() // what is wrong is said in the log and in status
 	}
 }
 
@@ -124,13 +175,17 @@ func (k *tlsKeeper) status() string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.fresh()
+	said := "in force"
 	switch {
-	case k.problem != "":
-		return "the files on disk are not in force: see the log"
-	case !k.now().Before(k.ends):
-		return "the certificate has expired"
+	case k.served.fault != nil:
+		said = "the files on disk are not in force: see the log"
+	case !k.now().Before(k.pair.Leaf.NotAfter):
+		said = "the certificate has expired"
 	}
-	return "in force"
+	if k.vouch.fault != nil {
+		said += "; nobody comes in by certificate: see the log"
+	}
+	return said
 }
 
 // over makes TLS of what l accepts. It has to be the outermost: net/http looks for a *tls.Conn.

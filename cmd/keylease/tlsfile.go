@@ -16,13 +16,27 @@ type TLSConfig struct {
 	ClientCA string `koanf:"clientCA" yaml:"clientCA"` // PEM: who may issue client certificates; "": none are asked for
 }
 
-// tlsFiles lets the server look whether the files of its certificate changed: they are opened, and read only where
-// one of them did. nil: there are none.
-func (s settings) tlsFiles() func(prevStamp string) server.TLSRead {
+// tlsFiles are the files of the server's certificate. nil: there are none.
+func (s settings) tlsFiles() *server.TLSFiles {
 	c := s.TLS
 	if c.Cert == "" {
 		return nil
 	}
+	files := &server.TLSFiles{Pair: lookAt(material{c.Cert, 0o022}, material{c.Key, 0o037})}
+	if c.ClientCA != "" {
+		files.ClientCA = lookAt(material{c.ClientCA, 0o022})
+	}
+	return files
+}
+
+// material is a file of somebody else's tool, and the mode bits that it may not have.
+type material struct {
+	path      string
+	forbidden os.FileMode
+}
+
+// lookAt lets the server look whether files changed: they are opened, and read only where one of them did.
+func lookAt(files ...material) func(prevStamp string) server.TLSRead {
 	return func(prev string) (r server.TLSRead) {
 		var open []*os.File
 		defer func() {
@@ -30,37 +44,27 @@ func (s settings) tlsFiles() func(prevStamp string) server.TLSRead {
 				_ = f.Close()
 			}
 		}()
-		for _, want := range []struct {
-			path      string
-			forbidden os.FileMode
-		}{{c.Cert, 0o022}, {c.Key, 0o037}, {c.ClientCA, 0o022}} {
-			if want.path == "" {
-				continue
-			}
+		for _, want := range files {
 			f, err := openMaterial(want.path, want.forbidden)
 			if err != nil {
-				r.Err = err
-				return r
+				return server.TLSRead{Err: err}
 			}
 			open = append(open, f)
 			stamp, err := fileStamp(f)
 			if err != nil {
-				r.Err = fmt.Errorf("looking at %s: %w", want.path, err)
-				return r
+				return server.TLSRead{Err: fmt.Errorf("looking at %s: %w", want.path, err)}
 			}
 			r.Stamp += stamp + "\n"
 		}
 		if r.Stamp == prev {
 			return r
 		}
-		into := []*[]byte{&r.Cert, &r.Key, &r.ClientCA}
-		for i, f := range open {
-			if *into[i], r.Err = readAll(f, f.Name(), strictyaml.MaxSize); r.Err != nil {
-				return server.TLSRead{Err: r.Err}
+		for _, f := range open {
+			text, err := readAll(f, f.Name(), strictyaml.MaxSize)
+			if err != nil {
+				return server.TLSRead{Err: err}
 			}
-		}
-		if r.Cert == nil {
-			r.Cert = []byte{} // empty is a fault, not "nothing changed"
+			r.PEM = append(r.PEM, text)
 		}
 		return r
 	}

@@ -168,7 +168,9 @@ func (m mapping) identify(c claims, through map[string][]string) (string, error)
 	})
 }
 
-// template is a name with placeholders: text and claims by turns, beginning with text.
+// template is a name with placeholders: text and claims by turns, beginning and ending with text. No two sets of values
+// give the same name: between two placeholders there is text, and a value does not hold the first character of what
+// comes after it (fill), so that where each value ends can be read from the name. The last one's end is the name's.
 type template []string
 
 var placeholder = regexp.MustCompile(`\{([^{}]+)\}`)
@@ -180,6 +182,9 @@ func parseTemplate(s string) (template, error) {
 	var t template
 	end, probe := 0, ""
 	for _, at := range placeholder.FindAllStringSubmatchIndex(s, -1) {
+		if end > 0 && at[0] == end {
+			return nil, fmt.Errorf("two claims in a name need text between them, as in k8s/{namespace}/{name}: else a + bc and ab + c would have the same name")
+		}
 		t = append(t, s[end:at[0]], s[at[2]:at[3]])
 		probe += s[end:at[0]] + "0"
 		end = at[1]
@@ -211,6 +216,9 @@ func (t template) fill(value func(claim string) (string, error)) (string, error)
 			v, err := value(part)
 			if err != nil {
 				return "", err
+			}
+			if i+2 < len(t) && strings.Contains(v, t[i+1][:1]) {
+				return "", fmt.Errorf("the claim %s holds %q, which comes after it in the name: others could have the same", part, t[i+1][:1])
 			}
 			part = v
 		}

@@ -31,6 +31,7 @@ func TestAConfigurationThatCouldMeanSomethingElseIsRefused(t *testing.T) {
 		"an empty pattern":                     func(c *Config) { c.Issuers[0].Identities[0].Match["sub"] = []string{""} },
 		"no name":                              func(c *Config) { c.Issuers[0].Identities[0].Name = "" },
 		"a name with capitals":                 func(c *Config) { c.Issuers[0].Identities[0].Name = "CI/{sub}" },
+		"two claims with nothing between them": func(c *Config) { c.Issuers[0].Identities[0].Name = "ci/{sub}{job}" },
 		"a brace that is open":                 func(c *Config) { c.Issuers[0].Identities[0].Name = "ci/{sub" },
 		"alg none":                             func(c *Config) { c.Issuers[0].Algorithms = []string{"none"} },
 		"an HMAC":                              func(c *Config) { c.Issuers[0].Algorithms = []string{"RS256", "HS256"} },

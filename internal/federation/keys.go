@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	freshKeys   = 5 * time.Minute // then they are fetched again while the old ones still serve
+	freshKeys   = 5 * time.Minute // then they are fetched again, and serve on only where that fails
 	staleKeys   = time.Hour       // then they are not believed any more
 	fetchTime   = 5 * time.Second
 	maxDocument = 256 << 10 // bytes of a discovery document or key set
@@ -47,7 +47,9 @@ type keySet struct {
 	flight  chan struct{} // closed when the attempt under way is over; nil: none is
 }
 
-// current returns keys that may be believed, fetching them first where there are none.
+// current returns keys that may be believed, fetching them first where there are none or the issuer was not asked for
+// freshKeys: who comes then waits, fetchTime at most, because a key that the issuer took away must not serve once more.
+// Old keys serve, for up to staleKeys, only while the issuer can't be asked.
 func (k *keySet) current(ctx context.Context) ([]jose.JSONWebKey, error) {
 	k.mu.Lock()
 	age := k.now().Sub(k.fetched)
@@ -59,10 +61,11 @@ func (k *keySet) current(ctx context.Context) ([]jose.JSONWebKey, error) {
 	landed := k.begin()
 	keys := k.keys
 	k.mu.Unlock()
-	if usable {
+	latest, err := k.await(ctx, landed)
+	if usable && errors.Is(err, ErrUnavailable) {
 		return keys, nil
 	}
-	return k.await(ctx, landed)
+	return latest, err
 }
 
 // again is for a token whose key is not among the current ones: the issuer may have a new one. It fetches at most once

@@ -248,10 +248,41 @@ func TestAKeyThatIsTakenAwayIsNotBelievedForLong(t *testing.T) {
 	long := r.Token(r.good(claimsOf{"exp": r.now().Add(24 * time.Hour).Unix()}))
 	r.wantName("before", long, "ci/robot-1")
 	r.Rotate()
+	r.sleep(freshKeys - time.Second)
+	r.wantName("in the last second", long, "ci/robot-1")
+	before := len(r.Requests())
+	r.sleep(time.Second)
+	var all sync.WaitGroup
+	for range 20 {
+		all.Go(func() { r.wantRefused("after", long, whyUnknownKey) })
+	}
+	all.Wait()
+	if n := len(r.Requests()) - before; n != 2 {
+		t.Errorf("20 tokens at once made %d requests to the issuer", n)
+	}
+}
+
+// However long nobody asked: an issuer that is up is asked before its old keys are believed.
+func TestAKeyThatWasTakenAwayLongAgoIsNotBelievedOnceMore(t *testing.T) {
+	for _, quiet := range []time.Duration{freshKeys, 2 * freshKeys, staleKeys - time.Second} {
+		r := newRig(t)
+		long := r.Token(r.good(claimsOf{"exp": r.now().Add(24 * time.Hour).Unix()}))
+		r.wantName("before", long, "ci/robot-1")
+		r.Rotate()
+		r.sleep(quiet)
+		r.wantRefused("after "+quiet.String(), long, whyUnknownKey)
+	}
+	r := newRig(t)
+	long := r.Token(r.good(claimsOf{"exp": r.now().Add(24 * time.Hour).Unix()}))
+	r.wantName("before", long, "ci/robot-1")
+	r.Down(true)
 	r.sleep(freshKeys)
-	r.wantName("old keys serve while new ones are fetched", long, "ci/robot-1")
-	r.fetching.Wait()
-	r.wantRefused("after", long, whyUnknownKey)
+	r.wantName("the issuer is down", long, "ci/robot-1")
+	r.wantName("and nobody asks it again so soon", long, "ci/robot-1")
+	r.Rotate()
+	r.Down(false)
+	r.sleep(FetchPause)
+	r.wantRefused("it is up again, without the key", long, whyUnknownKey)
 }
 
 func TestAnIssuerThatIsDownIsNobodysDefault(t *testing.T) {

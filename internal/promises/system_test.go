@@ -137,6 +137,7 @@ func TestB8SystemModeRefusesToStart(t *testing.T) {
 		"an agent's socket folder":     {chown(s.run(), agentUID, agentUID), chown(s.run(), daemonUID, daemonUID), s.run()},
 		"the daemon as agent":          {inConfig("[61002]", "[61002, 61001]"), inConfig("", ""), "uid 61001 is both"},
 		"root as agent":                {inConfig("[61002]", "[root]"), inConfig("", ""), "uid 0 is both"},
+		"root's group as agents'":      {inConfig("[61012]", "[61012, 0]"), inConfig("", ""), "group 0 is root's own"},
 		"an admin as agent":            {inConfig("[61002]", "[61004]"), inConfig("", ""), "uid 61004 is both"},
 		"nobody of that name":          {inConfig("[61002]", "[no-such-user]"), inConfig("", ""), `socket.allow.uids: there is no "no-such-user"`},
 		"no group of that name":        {inConfig("[61012]", "[no-such-group]"), inConfig("", ""), `socket.allow.groups: there is no "no-such-group"`},

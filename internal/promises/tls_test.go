@@ -340,4 +340,21 @@ certificates:
 			t.Errorf("an authority that was taken away is believed %s", what)
 		}
 	}
+
+	// Certificate and authorities are judged each by itself.
+	w.write(w.tlsFile("clients.pem"), agents.pem())
+	w.eventually("the authority is back", func() error { return unless(status(first) == 200, "kept out") })
+	w.write(w.tlsFile("server.pem"), ca.issue("half", time.Hour, x509.ExtKeyUsageServerAuth).certPEM())
+	w.write(w.tlsFile("clients.pem"), "# no authority any more\n")
+	w.eventually("there is no authority, and a certificate that does not fit", func() error { return unless(status(first) == 401, "still let in") })
+	if got, err := doOver(ca.client(), "GET", first.base+"/readyz", ""); err != nil || !strings.Contains(got.body, "not in force") || !strings.Contains(got.body, "nobody comes in by certificate") {
+		t.Errorf("/readyz: %v %s", err, got.body)
+	}
+	if !strings.Contains(s.log.String(), "nobody comes in by certificate") {
+		t.Errorf("the log says: %s", s.log)
+	}
+	w.write(w.tlsFile("clients.pem"), agents.pem())
+	w.eventually("the authority is back, the certificate is not", func() error { return unless(status(first) == 200, "kept out") })
+	w.must(os.Remove(w.tlsFile("clients.pem")))
+	w.eventually("the file of authorities is gone", func() error { return unless(status(first) == 401, "still let in") })
 }
