@@ -3,10 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
+	"net/url"
 	"runtime"
 	"runtime/debug"
 	"strings"
 
+	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 
 	"keylease/internal/federation"
@@ -77,13 +80,13 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	log := a.logger(s.level)
 	reload, stop := reloads()
 	defer stop()
-	foreign, err := federation.New(s.federation(), federation.Options{ReadFile: readMaterial, Trouble: func(issuer string, err error) {
-		log.Warn().Str("issuer", issuer).Err(err).Msg("the keys of an issuer can't be fetched; its tokens wait")
-	}})
+	foreign, err := a.foreign(s, f.auto, log)
 	if err != nil {
 		return err
 	}
-	defer foreign.Close()
+	if foreign != nil {
+		defer foreign.Close()
+	}
 	return server.Serve(ctx, server.Options{
 		Open: func(ctx context.Context) (*lease.Broker, func() error, error) {
 			return a.open(ctx, opening{settings: s, dropPolicy: f.noPolicy, log: log,
@@ -103,12 +106,40 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	})
 }
 
-// webAddress is where HTTP listens.
-func webAddress(l server.Listening) string {
-	if l.TLS {
-		return "https://" + l.HTTP
+// foreign is who else vouches for callers over HTTP; nil where there is no HTTP.
+func (a *app) foreign(s settings, auto bool, log zerolog.Logger) (*federation.Directory, error) {
+	if s.HTTP == "off" {
+		if !auto && len(s.Issuers)+len(s.Certificates) > 0 {
+			a.sayf("keylease: warning: http is off, so issuers and certificates let nobody in")
+		}
+		return nil, nil
 	}
-	return "http://" + l.HTTP
+	d, err := federation.New(s.federation(), federation.Options{ReadFile: readMaterial, Trouble: func(issuer string, err error) {
+		log.Warn().Str("issuer", issuer).Err(err).Msg("the keys of an issuer can't be fetched; its tokens wait")
+	}})
+	if err != nil {
+		return nil, usagef("correct issuers in "+s.configFile+", or the file", "%s", err)
+	}
+	return d, nil
+}
+
+// webAddress is what clients are given to call: the resource, or where HTTP listens, by the first of its names where
+// that is every address of this machine.
+func (s settings) webAddress(l server.Listening) string {
+	if s.Resource != "" {
+		return s.Resource
+	}
+	at := l.HTTP
+	if host, port, err := net.SplitHostPort(at); err == nil && (host == "" || net.ParseIP(host).IsUnspecified()) && len(s.AllowedHosts) > 0 {
+		at = s.AllowedHosts[0]
+		if u, err := url.Parse("https://" + at); err == nil && u.Port() == "" {
+			at += ":" + port
+		}
+	}
+	if l.TLS {
+		return "https://" + at + "/mcp"
+	}
+	return "http://" + at + "/mcp"
 }
 
 func httpAddr(s string) string {
@@ -155,7 +186,12 @@ func (a *app) announce(up bulletin, l server.Listening) {
 		fmt.Fprintf(&b, "  admin    %s\n", l.Admin)
 	}
 	if l.HTTP != "" {
-		fmt.Fprintf(&b, "  http     %s/mcp and /sse, with a token\n", webAddress(l))
+		called := up.webAddress(l)
+		if strings.Contains(called, "//"+l.HTTP+"/") {
+			fmt.Fprintf(&b, "  http     %s and /sse, with a token\n", called)
+		} else {
+			fmt.Fprintf(&b, "  http     on %s, called as %s, and /sse, with a token\n", l.HTTP, called)
+		}
 	}
 	act, pol := up.broker.Activity(), up.broker.PolicyStatus()
 	fmt.Fprintf(&b, "  store    %s: %s, %s live\n", up.Data, plural(act.Credentials, "credential"), plural(act.LiveLeases, "lease"))
@@ -217,7 +253,7 @@ func (up bulletin) next(credentials int, l server.Listening) []string {
 	}
 	lines = append(lines, "claude mcp add keylease -- keylease mcp"+up.agentReach()+"   # or in .mcp.json: {\"mcpServers\": {\"keylease\": {\"command\": \"keylease\", \"args\": ["+up.agentArgs()+"]}}}")
 	if l.HTTP != "" {
-		lines = append(lines, "keylease token create --identity claude-code"+reach+"   # for clients of "+webAddress(l)+"/mcp")
+		lines = append(lines, "keylease token create --identity claude-code"+reach+"   # for clients of "+up.webAddress(l))
 	}
 	return lines
 }

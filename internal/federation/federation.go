@@ -6,7 +6,6 @@ package federation
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"net/url"
 	"sync"
@@ -26,6 +25,10 @@ type Entrant struct {
 type Refused struct {
 	Why    string // one of a closed list that holds nothing of the proof: good for the trail
 	Detail string // for the debug log; may quote claims that were verified, never the token
+
+	// Whose proof it was, for the trail; "" where that was not verified.
+	Issuer, Subject string // of a token
+	SAN             string // the names in a certificate, with their kinds
 }
 
 func (r *Refused) Error() string {
@@ -37,10 +40,6 @@ func (r *Refused) Error() string {
 
 func refused(why string) error { return &Refused{Why: why} }
 
-func refusedf(why, detail string, args ...any) error {
-	return &Refused{Why: why, Detail: fmt.Sprintf(detail, args...)}
-}
-
 // ErrUnavailable: the issuer's keys can't be had right now, so nothing can be said of its tokens.
 var ErrUnavailable = errors.New("the issuer of this token can't be asked for its keys")
 
@@ -51,7 +50,7 @@ const FetchPause = 10 * time.Second
 // Options are what a Directory needs beside its configuration. All are optional.
 type Options struct {
 	Now func() time.Time
-	// ReadFile reads an issuer's caFile; it is called before each fetch of keys.
+	// ReadFile reads an issuer's caFile; it is called by New and before each fetch of keys.
 	ReadFile func(path string) ([]byte, error)
 	// Trouble is told when an issuer's keys can't be fetched, at most once per FetchPause and issuer.
 	Trouble func(issuer string, err error)
@@ -67,8 +66,8 @@ type Directory struct {
 	fetching     sync.WaitGroup
 }
 
-// New makes a Directory of a configuration that Check is content with. Nothing is fetched before a token comes, so an
-// issuer that is down does not keep the daemon from starting. Close must follow.
+// New makes a Directory of a configuration that Check is content with and whose caFiles hold certificates. Nothing is
+// fetched before a token comes, so an issuer that is down does not keep the daemon from starting. Close must follow.
 func New(c Config, o Options) (*Directory, error) {
 	if err := c.firstFault(); err != nil {
 		return nil, err
@@ -78,6 +77,11 @@ func New(c Config, o Options) (*Directory, error) {
 	}
 	if o.Trouble == nil {
 		o.Trouble = func(string, error) {}
+	}
+	for _, shape := range c.Issuers {
+		if _, err := (source{issuer: shape.Issuer, caFile: shape.CAFile, readFile: o.ReadFile}).roots(); err != nil {
+			return nil, err
+		}
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	d := &Directory{now: o.Now, issuers: map[string]*issuer{}, stop: stop}

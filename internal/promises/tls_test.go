@@ -167,6 +167,17 @@ func TestB5BeyondLoopbackOnlyWithTLS(t *testing.T) {
 	w.configure("tls: {cert: tls/server.pem, key: tls/server.key}\nallowedHosts: [keys.example.com]\n")
 	s := w.serve("--http", "0.0.0.0:0")
 	base := "https://" + s.addr
+	_, port, _ := strings.Cut(s.addr, ":")
+	if said := s.log.String(); !strings.Contains(said, "on 0.0.0.0:"+port+", called as https://keys.example.com:"+port+"/mcp") || strings.Contains(said, "[::]") {
+		t.Errorf("it says: %s", said)
+	}
+	if trail := w.ok("audit", "--event", "server.started", "--json"); !strings.Contains(trail, `"0.0.0.0:`+port+`"`) {
+		t.Errorf("the trail says: %s", trail)
+	}
+	if conn, err := net.Dial("tcp", "[::1]:"+port); err == nil {
+		_ = conn.Close()
+		t.Error("0.0.0.0 answers over IPv6")
+	}
 	for _, c := range []struct {
 		host   string
 		status int
@@ -315,6 +326,13 @@ certificates:
 		if got := status(as(try.with)); got != try.want {
 			t.Errorf("%s: HTTP %d, want %d", what, got, try.want)
 		}
+	}
+	named := map[string]string{}
+	for _, e := range find(w.audit(), "auth.failed") {
+		named[e.Details["san"]] = e.Details["reason"]
+	}
+	if named["uri:spiffe://example.org/other"] != "client certificate that no identity matches" || len(named["uri:spiffe://example.org/agents/A%2f..%2f*"]) == 0 {
+		t.Errorf("the trail names %v", named)
 	}
 	if got := status(as()); got != 401 {
 		t.Errorf("neither token nor certificate: HTTP %d", got)
