@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -42,37 +43,55 @@ func principalGate(p identity.Principal) string {
 	return fmt.Sprintf("caller %s %s %s %s", p.Type, p.Name, p.Proof, p.By)
 }
 
-// absentees are sessions that were put aside, and whose they are: their relays come back to them. Forgetting one costs
-// its relay no lease; only that these leases then end with their time instead of with the client.
+// absentees are sessions that were put aside, and whose they are: their relays come back to them. Where there are too
+// many, who has the most of them (as rates count) has its oldest forgotten. That costs its relay no lease; only that
+// these leases then end with their time instead of with the client.
 type absentees struct {
 	mu    sync.Mutex // guards what follows
-	of    map[string]identity.Principal
-	order []string // oldest first
+	all   []absentee // oldest first
+	count map[string]int
+}
+
+type absentee struct {
+	session string
+	of      identity.Principal
 }
 
 func (a *absentees) note(session string, p identity.Principal) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.of == nil {
-		a.of = map[string]identity.Principal{}
+	if a.count == nil {
+		a.count = map[string]int{}
 	}
-	if len(a.order) == maxAbsent {
-		delete(a.of, a.order[0])
-		a.order = a.order[1:]
+	a.count[p.RateKey()]++
+	a.all = append(a.all, absentee{session, p})
+	if len(a.all) > maxAbsent {
+		most := 0
+		for _, n := range a.count {
+			most = max(most, n)
+		}
+		a.forget(slices.IndexFunc(a.all, func(one absentee) bool { return a.count[one.of.RateKey()] == most }))
 	}
-	a.of[session] = p
-	a.order = append(a.order, session)
+}
+
+// forget wants mu held.
+func (a *absentees) forget(i int) {
+	key := a.all[i].of.RateKey()
+	if a.count[key]--; a.count[key] == 0 {
+		delete(a.count, key)
+	}
+	a.all = slices.Delete(a.all, i, i+1)
 }
 
 // back reports whether session was put aside and is p's, once.
 func (a *absentees) back(session string, p identity.Principal) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	owner, known := a.of[session]
-	if !known || owner != p {
+	i := slices.Index(a.all, absentee{session, p})
+	if i < 0 {
 		return false
 	}
-	delete(a.of, session)
+	a.forget(i)
 	return true
 }
 

@@ -129,7 +129,7 @@ func (h *httpHandler) unhurried(r *http.Request) bool {
 // inTurn lets p make one more request, now or a little later, and marks its connection as used until done is called.
 func (h *httpHandler) inTurn(r *http.Request, p identity.Principal) (done func(), f *fault) {
 	g := webGuestOf(r)
-	g.belong(principalGate(p))
+	g.belong(p.RateKey())
 	if h.bounds.turn(g.name, p.RateKey()) > 0 {
 		if f := h.queue(r, p, func() bool { return h.bounds.await(r.Context().Done(), h.bounds.wait, g.name, p.RateKey()) }); f != nil {
 			return nil, f

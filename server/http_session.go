@@ -46,6 +46,7 @@ type httpSession struct {
 	name      string // what leases and the trail call it: drawn apart, so that a record does not hold the id
 	principal identity.Principal
 	transport string
+	opened    time.Time
 	table     *sessionTable
 
 	ctx context.Context // ends with the session; its streams hang on it
@@ -163,14 +164,15 @@ func (s *httpSession) idleSince() (time.Time, bool) {
 }
 
 // lapse ends a session that its client did not end. The broker is not told: being quiet is not leaving. A session in
-// which a call began meanwhile is not quiet and ends as if its client had left, once that call is done.
+// which a call runs is not quiet and ends as if its client had left, once that call is done; its streams' end says nothing.
 func (s *httpSession) lapse() (quiet bool) {
 	s.life.Lock()
 	defer s.life.Unlock()
 	s.ended = true
 	s.end()
-	if s.calls > 0 {
-		s.leaving = true
+	s.leaving = s.calls > 0
+	if s.streams > 0 && !s.leaving { // they close next, which is our doing
+		s.there = false
 	}
 	return s.calls == 0
 }
@@ -197,26 +199,27 @@ type sessionTable struct {
 
 	mu      sync.Mutex // guards what follows
 	byID    map[string]*httpSession
-	parties map[identity.Principal]*party
+	parties map[string]*party // by identity.RateKey: a subject more must not be a party more
 }
 
 func (t *sessionTable) party(p identity.Principal) *party {
-	known := t.parties[p]
+	key := p.RateKey()
+	known := t.parties[key]
 	if known == nil {
 		if len(t.parties) >= manyParties {
-			maps.DeleteFunc(t.parties, func(_ identity.Principal, m *party) bool { return m.unused(t.now()) })
+			maps.DeleteFunc(t.parties, func(_ string, m *party) bool { return m.unused(t.now()) })
 		}
 		known = &party{calls: make(chan struct{}, maxPartyCalls), opens: rate.NewLimiter(sessionOpenRate, sessionOpenBurst)}
-		t.parties[p] = known
+		t.parties[key] = known
 	}
 	return known
 }
 
-// open makes a session of p. Where p or the server holds as many as it may, the one that was quiet longest makes
-// room: a client that never says goodbye must not lock its team out.
+// open makes a session of p. Where p holds as many as it may, its own that was quiet longest makes room: a client that
+// never says goodbye must not lock its team out. Where the server does, see makesRoom.
 func (t *sessionTable) open(p identity.Principal, transport string, c claim) (*httpSession, *fault) {
 	s := &httpSession{id: rand.Text(), name: newSessionID(), principal: p,
-		transport: transport, table: t, client: c.cleaned(), used: t.now()}
+		transport: transport, table: t, client: c.cleaned(), opened: t.now(), used: t.now()}
 	s.ctx, s.end = context.WithCancel(t.base)
 
 	evicted, f := t.admit(s)
@@ -239,36 +242,68 @@ func (t *sessionTable) admit(s *httpSession) (evicted []*httpSession, f *fault) 
 	if !mine.opens.AllowN(now, 1) {
 		return nil, rateLimited("sessions are being opened too fast", time.Second)
 	}
-	evict := func(spare time.Duration, of func(*httpSession) bool) bool {
-		var oldest *httpSession
-		var since time.Time
-		for _, other := range t.byID {
-			if at, idle := other.idleSince(); idle && now.Sub(at) >= spare && of(other) && (oldest == nil || at.Before(since)) {
-				oldest, since = other, at
-			}
-		}
-		if oldest == nil {
+	evict := func(out *httpSession) bool {
+		if out == nil {
 			return false
 		}
-		t.remove(oldest)
-		evicted = append(evicted, oldest)
+		t.remove(out)
+		evicted = append(evicted, out)
 		return true
 	}
-	anyone := func(*httpSession) bool { return true }
-	own := func(other *httpSession) bool { return other.principal == s.principal }
-
-	for evict(httpSessionIdle, anyone) {
+	for _, other := range t.byID {
+		if at, idle := other.idleSince(); idle && now.Sub(at) >= httpSessionIdle {
+			evict(other)
+		}
 	}
-	if mine.sessions >= maxPartySession && !evict(0, own) {
+	if mine.sessions >= maxPartySession && !evict(t.quietest(mine)) {
 		return evicted, rateLimited("too many sessions are open under this token", 30*time.Second)
 	}
-	if len(t.byID) >= maxHTTPSessions && !evict(time.Minute, anyone) {
+	if len(t.byID) >= maxHTTPSessions && !evict(t.makesRoom(mine)) {
 		return evicted, refusing(503, lease.Refusal{Code: lease.Unavailable, RetryAfter: 30 * time.Second,
 			Message: "the server has as many sessions as it can hold", Hint: "Wait and try again; tell the operator if it goes on."})
 	}
 	t.byID[s.id] = s
 	mine.sessions++
 	return evicted, nil
+}
+
+// quietest is the session of m that was idle for longest; nil: all are in use.
+func (t *sessionTable) quietest(m *party) *httpSession {
+	out, _ := t.longest(func(other *party) int { return map[bool]int{true: 1}[other == m] })
+	return out
+}
+
+// makesRoom says whose session ends for one more of mine where the server has as many as it can hold, by the rule of
+// crowd: an idle one of those who have the most, and no fewer than mine; one in use only of who has more than twice as
+// many as those, and more than mine would then. nil: nobody's.
+func (t *sessionTable) makesRoom(mine *party) *httpSession {
+	idle, used := t.longest(func(other *party) int { return other.sessions })
+	size := func(s *httpSession) int { return t.party(s.principal).sessions }
+	if idle != nil && size(idle) < mine.sessions {
+		idle = nil
+	}
+	if used != nil && size(used) >= mine.sessions+2 && (idle == nil || size(used) > 2*size(idle)) {
+		return used
+	}
+	return idle
+}
+
+// longest finds, of the parties that weigh the most and more than nothing, what has been idle for longest and, apart
+// from that, what of those in use is the oldest.
+func (t *sessionTable) longest(weight func(*party) int) (idle, used *httpSession) {
+	var mostIdle, mostUsed int
+	var since time.Time
+	for _, s := range t.byID {
+		at, quiet := s.idleSince()
+		switch w := weight(t.party(s.principal)); {
+		case w == 0:
+		case quiet && (w > mostIdle || w == mostIdle && at.Before(since)):
+			idle, mostIdle, since = s, w, at
+		case !quiet && (w > mostUsed || w == mostUsed && s.opened.Before(used.opened)):
+			used, mostUsed = s, w
+		}
+	}
+	return idle, used
 }
 
 // find returns p's session of that id. Where it is somebody else's, foreign says so, for the record alone: to the

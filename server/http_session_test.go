@@ -288,21 +288,55 @@ func TestSSETurnsModernClientsToTheHandshake(t *testing.T) {
 
 func TestManySubjectsDoNotFillTheMemory(t *testing.T) {
 	now := time.Now()
-	table := &sessionTable{now: func() time.Time { return now }, base: t.Context(), byID: map[string]*httpSession{}, parties: map[identity.Principal]*party{}}
+	table := &sessionTable{now: func() time.Time { return now }, base: t.Context(), byID: map[string]*httpSession{}, parties: map[string]*party{}}
 	busy := identity.Principal{Type: identity.Agent, Name: "busy", Proof: identity.OIDC, By: "oidc:https://idp.example#busy"}
 	done, f := table.call(busy)
 	if f != nil {
 		t.Fatal(f)
 	}
 	for i := range 3 * manyParties {
-		end, f := table.call(identity.Principal{Type: identity.Agent, Name: "ci", Proof: identity.OIDC, By: fmt.Sprintf("oidc:https://idp.example#%d", i)})
+		end, f := table.call(identity.Principal{Type: identity.Agent, Name: fmt.Sprintf("ci-%d", i), Proof: identity.OIDC, By: fmt.Sprintf("oidc:https://idp.example#%d", i)})
 		if f != nil {
 			t.Fatal(f)
 		}
 		end()
 	}
-	if n := len(table.parties); n > manyParties+1 || table.parties[busy] == nil || len(table.parties[busy].calls) != 1 {
-		t.Errorf("%d principals are remembered, the busy one as %+v", n, table.parties[busy])
+	if n := len(table.parties); n > manyParties+1 || table.parties[busy.RateKey()] == nil || len(table.parties[busy.RateKey()].calls) != 1 {
+		t.Errorf("%d principals are remembered, the busy one as %+v", n, table.parties[busy.RateKey()])
 	}
 	done()
+}
+
+// Ten principals that hold all sessions there can be, each with a stream that is never quiet, keep nobody out: who has
+// the most loses the oldest. Whose few are quiet keeps them.
+func TestSessionsInUseMakeRoomForThoseWhoHaveFew(t *testing.T) {
+	w := newWeb(t)
+	who := func(i int) identity.Principal {
+		p, _ := w.authenticateFake(t.Context(), fmt.Sprintf("tok-%d", i), "")
+		return p
+	}
+	quiet, f := w.sessions.open(who(-1), "http", claim{})
+	if f != nil {
+		t.Fatal(f.Message)
+	}
+	for i := range maxHTTPSessions - 1 {
+		s, f := w.sessions.open(who(i%10), "sse", claim{})
+		if f != nil || !s.openStream(t.Context()) {
+			t.Fatal(i, f)
+		}
+	}
+	for range 5 {
+		if _, f := w.sessions.open(who(-2), "http", claim{}); f != nil {
+			t.Fatalf("%d %s", f.status, f.Message)
+		}
+	}
+	if got, _ := w.sessions.find(quiet.id, who(-1)); got == nil {
+		t.Error("who has one session that is quiet lost it to those who have a hundred")
+	}
+	if n := len(w.sessions.byID); n != maxHTTPSessions {
+		t.Errorf("%d sessions", n)
+	}
+	if !slices.ContainsFunc(w.happened(), func(e string) bool { return strings.HasPrefix(e, "lapse ") }) {
+		t.Error("the broker did not hear that sessions lapsed")
+	}
 }

@@ -242,3 +242,49 @@ func TestManyConnectionsAskForHealthAtOneRate(t *testing.T) {
 		t.Errorf("%v", codes)
 	}
 }
+
+// Who puts thousands aside has its own forgotten for them, and what came back leaves nothing behind.
+func TestSessionsPutAsideAreForgottenOfWhoHasTheMost(t *testing.T) {
+	who := func(uid int) identity.Principal { return declared("x", &localPeer{UID: uid}) }
+	a := &absentees{}
+	a.note("first", who(1))
+	for i := range 2 * maxAbsent {
+		a.note(fmt.Sprint(i), who(2))
+	}
+	if len(a.all) != maxAbsent || a.back("first", who(2)) || !a.back("first", who(1)) || a.back("first", who(1)) {
+		t.Errorf("%d remembered; the one session of another user was to be among them, once", len(a.all))
+	}
+	for i := range 2 * maxAbsent {
+		a.back(fmt.Sprint(i), who(2))
+	}
+	if len(a.all) != 0 || len(a.count) != 0 {
+		t.Errorf("left: %d sessions, %v", len(a.all), a.count)
+	}
+}
+
+// A session's id is what mcp-go knows it by: it goes on only where the hello says whose it is, before mcp-go hears of it.
+func TestASessionGoesOnOnlyForWhoSaysSoInTheHello(t *testing.T) {
+	h, p := newHouse(), shortDir(t)
+	stop := h.open(t, Options{Paths: p, Limits: Limits{LocalConnections: 1}})
+	defer stop()
+	session := func(w *wire, line string) string {
+		w.ask(line)
+		time.Sleep(100 * time.Millisecond) // until it is quiet: one that is at work does not make room for its equal
+		all := h.callers()
+		return all[len(all)-1].Session
+	}
+	id := session(dialWire(t, p, hello{As: "x"}), call1("1", "whoami", ""))
+	dialWire(t, p, hello{As: "y"})
+	comesTrue(t, "x was put aside", func() bool {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return slices.Contains(h.lapsed, id)
+	})
+	later := dialWire(t, p, hello{Session: id})
+	if got := session(later, `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"x","version":"1"}}}`); got == id {
+		t.Error("a connection that said later who it is changed its session's id under way")
+	}
+	if got := session(dialWire(t, p, hello{As: "x", Session: id}), call1("1", "whoami", "")); got != id {
+		t.Errorf("whose it is came back as %s instead of %s", got, id)
+	}
+}

@@ -94,8 +94,13 @@ func (c *mcpConn) serve() {
 	if c.hello.Token != "" || c.hello.As != "" || c.hello.ClientName != "" {
 		c.identify(ctx, c.hello.ClientName, c.hello.ClientVersion)
 	}
+	c.hello.Session = "" // from here on the session keeps its id: who says only later who it is goes on with none
 	if err := c.mcp.RegisterSession(ctx, c.session); err != nil {
 		c.log.Error().Err(err).Msg("registering a local session")
+		_ = c.conn.Close()
+		if c.known {
+			c.detach(context.WithoutCancel(ctx), c.session.id)
+		}
 		return
 	}
 	ctx = c.mcp.WithContext(ctx, c.session)
