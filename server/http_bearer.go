@@ -16,6 +16,7 @@ import (
 	"keylease/internal/federation"
 	"keylease/internal/identity"
 	"keylease/internal/lease"
+	"keylease/tools"
 )
 
 const (
@@ -110,15 +111,6 @@ func (h *httpHandler) stillGood(r *http.Request, p identity.Principal) bool {
 	return err == nil && again.Principal == p
 }
 
-// toolScopes says which scope a tool wants. Giving back wants none.
-var toolScopes = map[string]struct {
-	need identity.Scopes
-	name string
-}{
-	"lease_credential": {identity.MayLease, identity.LeaseScope},
-	"list_credentials": {identity.MayList, identity.ListScope},
-}
-
 // outOfScope refuses a call for which p's token lacks the scope. The broker would refuse it too; this is so that an
 // OAuth client sees the answer by which it can ask its issuer for more.
 func (h *httpHandler) outOfScope(r *http.Request, p identity.Principal, m *httpMessage) *fault {
@@ -128,13 +120,13 @@ func (h *httpHandler) outOfScope(r *http.Request, p identity.Principal, m *httpM
 	if m.Method != string(mcp.MethodToolsCall) || json.Unmarshal(m.Params, &params) != nil {
 		return nil
 	}
-	wants := toolScopes[params.Name]
-	if (identity.Caller{Principal: p, Scopes: entrantOf(r.Context()).Scopes}).May(wants.need) {
+	need, scope := tools.ScopeOf(params.Name)
+	if (identity.Caller{Principal: p, Scopes: entrantOf(r.Context()).Scopes}).May(need) {
 		return nil
 	}
-	h.AuthFailed(r.Context(), lease.AuthFailure{Source: network(r.RemoteAddr), Reason: "token without the scope " + wants.name})
-	f := forbidden("the token does not carry the scope "+wants.name, "Ask for a token with this scope, or tell the operator; there is nothing to retry with this one.")
-	f.header = [2]string{"WWW-Authenticate", h.challenge("insufficient_scope", wants.name)}
+	h.AuthFailed(r.Context(), lease.AuthFailure{Source: network(r.RemoteAddr), Reason: "token without the scope " + scope})
+	f := forbidden("the token does not carry the scope "+scope, "Ask for a token with this scope, or tell the operator; there is nothing to retry with this one.")
+	f.header = [2]string{"WWW-Authenticate", h.challenge("insufficient_scope", scope)}
 	return f
 }
 

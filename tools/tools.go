@@ -53,6 +53,18 @@ func Checks() []mcpserver.ServerOption {
 	}
 }
 
+// ScopeOf returns the scope that a call of a tool wants of its caller's token, and its name; none where it wants none.
+// Giving back wants none.
+func ScopeOf(tool string) (need identity.Scopes, name string) {
+	switch tool {
+	case "lease_credential":
+		return identity.MayLease, identity.LeaseScope
+	case "list_credentials":
+		return identity.MayList, identity.ListScope
+	}
+	return 0, ""
+}
+
 // rewriteValidation is an after-call hook: mcp-go answers arguments that do not fit the schema with plain text before
 // any handler runs; this puts it into words for a model and the form of every other refusal.
 func rewriteValidation(_ context.Context, _ any, request *mcp.CallToolRequest, result any) {
