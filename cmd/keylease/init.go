@@ -54,7 +54,7 @@ func (a *app) init(ctx context.Context) error {
 		if _, err := os.Lstat(s.PolicyFile); errors.Is(err, fs.ErrNotExist) {
 			return a.withAdmin(func(c *server.AdminClient) error { return a.addPolicy(ctx, c, s) })
 		}
-		fingerprint := "" // what init would have shown; the refusal comes below
+		fingerprint := ""                                                              // what init would have shown; the refusal comes below
 		if a.flags.socket == "" && a.env("KEYLEASE_SOCKET") == "" && s.system == nil { // else it may be another store's daemon
 			_ = a.withAdmin(func(c *server.AdminClient) error { fingerprint = a.fingerprint(ctx, c); return nil })
 		}
@@ -176,7 +176,7 @@ func (i initialised) tell(w io.Writer, reach string) {
 	fmt.Fprintf(w, "policy       %s\n", i.PolicyFile)
 	tellFingerprint(w, i.Fingerprint)
 	fmt.Fprintf(w, "next:\n")
-	fmt.Fprintf(w, "  keylease put openai-dev%s\n", reach)
+	fmt.Fprintf(w, "  %s put openai-dev%s\n", program(), reach)
 	fmt.Fprintf(w, "  claude mcp add keylease -- keylease mcp%s\n", reach)
-	fmt.Fprintf(w, "  keylease leases%s\n", reach)
+	fmt.Fprintf(w, "  %s leases%s\n", program(), reach)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -46,6 +47,9 @@ func (a *app) serveCommand() *cobra.Command {
 func (a *app) serve(ctx context.Context, f serveFlags) error {
 	if runtime.GOOS == "windows" {
 		return server.ErrUnsupported
+	}
+	if a.json {
+		return usagef("leave it out", "serve runs until it is stopped; it has no --json")
 	}
 	s, err := a.settings(!f.auto)
 	if err != nil {
@@ -155,7 +159,7 @@ func (a *app) announce(up bulletin, l server.Listening) {
 		fmt.Fprintf(&b, "  admin    %s\n", l.Admin)
 	}
 	if l.HTTP != "" {
-		fmt.Fprintf(&b, "  http     %s/mcp and /sse, with a token\n", webAddress(l))
+		fmt.Fprintf(&b, "  http     %s/mcp and /sse, with a token%s\n", webAddress(l), map[bool]string{true: " or certificate"}[up.TLS.ClientCA != ""])
 	}
 	act, pol := up.broker.Activity(), up.broker.PolicyStatus()
 	fmt.Fprintf(&b, "  store    %s: %s, %s live\n", up.Data, plural(act.Credentials, "credential"), plural(act.LiveLeases, "lease"))
@@ -207,17 +211,29 @@ func (s settings) serveReach() string {
 	return out
 }
 
+// program is how to call this one again: go run leaves nothing behind that could be called by its name.
+func program() string {
+	if exe, err := os.Executable(); err == nil && strings.Contains(exe, string(os.PathSeparator)+"go-build") {
+		return "go run ./cmd/keylease"
+	}
+	return "keylease"
+}
+
 func (up bulletin) next(credentials int, l server.Listening) []string {
-	reach := up.reach()
+	reach, keylease := up.reach(), program()
 	var lines []string
 	if credentials == 0 {
-		lines = append(lines, "keylease put openai-dev"+reach+"   # store a key: it asks for the value")
+		lines = append(lines, keylease+" put openai-dev"+reach+"   # store a key: it asks for the value")
 	} else {
-		lines = append(lines, "keylease ls"+reach+"   # what is stored")
+		lines = append(lines, keylease+" ls"+reach+"   # what is stored")
+	}
+	if up.Identities.Declared == deny { // without a token nothing would be lent
+		lines = append(lines, keylease+" token create --identity claude-code"+reach+"   # for agents: a name alone is lent nothing here; it goes into their KEYLEASE_TOKEN")
+		return lines
 	}
 	lines = append(lines, "claude mcp add keylease -- keylease mcp"+up.agentReach()+"   # or in .mcp.json: {\"mcpServers\": {\"keylease\": {\"command\": \"keylease\", \"args\": ["+up.agentArgs()+"]}}}")
 	if l.HTTP != "" {
-		lines = append(lines, "keylease token create --identity claude-code"+reach+"   # for clients of "+webAddress(l)+"/mcp")
+		lines = append(lines, keylease+" token create --identity claude-code"+reach+"   # for clients of "+webAddress(l)+"/mcp")
 	}
 	return lines
 }
