@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -32,7 +33,12 @@ type serveFlags struct {
 func (a *app) serveCommand() *cobra.Command {
 	var f serveFlags
 	c := &cobra.Command{Use: "serve", Short: "Run the daemon", Args: exactly(), RunE: func(cmd *cobra.Command, _ []string) error {
-		return spoken(a.serve(cmd.Context(), f))
+		err := spoken(a.serve(cmd.Context(), f))
+		if !f.auto && (errors.Is(err, server.ErrUntrusted) || errors.Is(err, store.ErrFolder)) { // it reaches for no daemon: it is one
+			_, hint := classify(err)
+			return fail(exitError, hint, "%w", err)
+		}
+		return err
 	}}
 	c.Flags().SortFlags = false
 	c.Flags().StringVar(&a.flags.http, "http", "", "address for /mcp and /sse, or off (default 127.0.0.1:8700)")
