@@ -8,14 +8,13 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/knadh/koanf/parsers/yaml"
 	"github.com/knadh/koanf/providers/confmap"
-	"github.com/knadh/koanf/providers/env/v2"
 	"github.com/knadh/koanf/providers/structs"
 	"github.com/knadh/koanf/v2"
 	"github.com/rs/zerolog"
@@ -192,10 +191,10 @@ func (s *settings) understand(socket string, from sources) (err error) {
 		return err
 	}
 	if s.grace, err = ttl.Parse(s.Grace); err != nil {
-		return from.fault("grace", "", "%s", err)
+		return from.fault("grace", unitHint(s.Grace), "%s", err)
 	}
 	if s.idleStop, err = ttl.Parse(s.IdleStop); err != nil {
-		return from.fault("idleStop", "", "%s", err)
+		return from.fault("idleStop", unitHint(s.IdleStop), "%s", err)
 	}
 	for key, n := range map[string]float64{"callRate": s.Limits.CallRate, "callBurst": float64(s.Limits.CallBurst),
 		"failureRate": s.Limits.FailureRate, "failureBurst": float64(s.Limits.FailureBurst),
@@ -223,6 +222,14 @@ func (s *settings) understand(socket string, from sources) (err error) {
 		return err
 	}
 	return s.understandSystem(from)
+}
+
+// unitHint is for a duration that is a bare number; "" for any other.
+func unitHint(text string) string {
+	if _, err := strconv.ParseUint(text, 10, 32); err != nil {
+		return ""
+	}
+	return "write it with a unit, as in " + text + "s or " + text + "m"
 }
 
 // checkOrigin says whether a browser could send this origin: scheme and host in lower case, a port, and nothing else.
@@ -262,7 +269,7 @@ func loadFile(k *koanf.Koanf, file string, named bool, from sources) (written Co
 	doc.Decode(&written)
 	written.federation().Check(func(at []any, format string, args ...any) { doc.Faultf(at, format, args...) })
 	if err := doc.Err(); err != nil {
-		return written, err
+		return written, durations(err)
 	}
 	for _, key := range append(k.Keys(), fileOnly[:]...) {
 		var path strictyaml.Path
@@ -280,6 +287,22 @@ func loadFile(k *koanf.Koanf, file string, named bool, from sources) (written Co
 	return written, err
 }
 
+// durations says of a length of time that is a bare number what it lacks: quotes would not help.
+func durations(err error) error {
+	var faults strictyaml.Faults
+	if !errors.As(err, &faults) {
+		return err
+	}
+	for i, f := range faults {
+		for _, key := range [...]string{"grace", "idleStop"} {
+			if strings.HasPrefix(f.Message, key+" must be text") {
+				faults[i].Message = key + " is a length of time: write it with a unit, as in 5s or 5m"
+			}
+		}
+	}
+	return faults
+}
+
 // blank says that a file holds comments at most: nothing has to be configured.
 func blank(data []byte) bool {
 	for line := range bytes.Lines(data) {
@@ -288,50 +311,6 @@ func blank(data []byte) bool {
 		}
 	}
 	return true
-}
-
-// loadEnv adds KEYLEASE_*. A variable that means nothing is refused: it was meant to mean something.
-func (a *app) loadEnv(k *koanf.Koanf, home string, from sources) error {
-	known := map[string]string{}
-	for _, key := range k.Keys() {
-		known[strings.ToLower(key)] = key
-	}
-	var fault error
-	err := k.Load(env.Provider(".", env.Opt{Prefix: "KEYLEASE_", EnvironFunc: a.environ, TransformFunc: func(name, value string) (string, any) {
-		if slices.Contains(notConfig[:], name) {
-			return "", nil
-		}
-		flat := strings.ReplaceAll(strings.TrimPrefix(name, "KEYLEASE_"), "__", ".")
-		key, ok := known[strings.ToLower(strings.ReplaceAll(flat, "_", ""))]
-		if !ok {
-			fault = usagef(nearestVariable(name, known), "the environment holds %s, which keylease does not know", terminal(name))
-			return "", nil
-		}
-		from[key] = name
-		switch {
-		case reflect.TypeOf(k.Get(key)).Kind() == reflect.Slice:
-			return key, strings.FieldsFunc(value, func(r rune) bool { return r == ',' || r == ' ' })
-		case slices.Contains(pathKeys[:], key):
-			path, err := resolve(value, home, "")
-			if err != nil {
-				fault = usagef("", "%s: %s", name, err)
-			}
-			return key, path
-		}
-		return key, value
-	}}), nil)
-	return errors.Join(fault, err)
-}
-
-func nearestVariable(name string, known map[string]string) string {
-	names := notConfig[:]
-	for _, key := range known {
-		names = append(names, "KEYLEASE_"+strings.ToUpper(strings.ReplaceAll(key, ".", "__")))
-	}
-	if near := strictyaml.Nearest(name, names); near != "" {
-		return "did you mean " + near + "?"
-	}
-	return "unset it"
 }
 
 func (a *app) loadFlags(k *koanf.Koanf, from sources) error {

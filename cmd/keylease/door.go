@@ -19,8 +19,10 @@ func (s *settings) checkDoor(from sources) error {
 	}
 	ip := net.ParseIP(host)
 	switch {
-	case (s.TLS.Cert == "") != (s.TLS.Key == ""):
-		return from.fault("tls", "", "tls needs both cert and key")
+	case s.TLS.Cert == "" && s.TLS.Key != "":
+		return from.fault("tls.key", "set tls.cert too", "TLS needs both cert and key")
+	case s.TLS.Cert != "" && s.TLS.Key == "":
+		return from.fault("tls.cert", "set tls.key too", "TLS needs both cert and key")
 	case s.TLS.ClientCA != "" && s.TLS.Cert == "":
 		return from.fault("tls.clientCA", "set tls.cert and tls.key", "client certificates need TLS on our side too")
 	case s.TLS.ClientCA != "" && len(s.Certificates) == 0:

@@ -61,6 +61,7 @@ func openTrusted(path string, forbidden os.FileMode) (*os.File, error) {
 }
 
 func trusted(path string, info os.FileInfo, forbidden os.FileMode) error {
+	closed := bits(forbidden)
 	if ownerOf(info) == 0 && groupOf(info) == 0 {
 		forbidden &^= 0o040 // what systemd grants a service of its credentials (an ACL) shows in these bits
 	}
@@ -70,16 +71,19 @@ func trusted(path string, info os.FileInfo, forbidden os.FileMode) error {
 	case owner != os.Geteuid() && owner != 0:
 		return fmt.Errorf("%s belongs to uid %d, neither to you nor to root", path, owner)
 	case info.Mode().Perm()&forbidden != 0:
-		return fmt.Errorf("%s is open to others (mode %04o): chmod go-%s it", path, info.Mode().Perm(), bits(forbidden))
+		return fmt.Errorf("%s is open to others (mode %04o): chmod %s it", path, info.Mode().Perm(), closed)
 	}
 	return nil
 }
 
 func bits(forbidden os.FileMode) string {
-	if forbidden&0o044 != 0 {
-		return "rwx"
+	switch {
+	case forbidden&0o040 != 0:
+		return "go-rwx"
+	case forbidden&0o004 != 0:
+		return "0640" // its group may read it
 	}
-	return "w"
+	return "go-w"
 }
 
 func readAll(r io.Reader, name string, limit int64) ([]byte, error) {
@@ -94,6 +98,8 @@ func readAll(r io.Reader, name string, limit int64) ([]byte, error) {
 	return data, nil
 }
 
+const ownFolder = "choose a folder of your own"
+
 // makeFolder makes dir for us alone, and refuses one that somebody else could write in.
 func makeFolder(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -104,10 +110,14 @@ func makeFolder(dir string) error {
 		return fmt.Errorf("looking at the folder %s: %w", dir, err)
 	}
 	if owner := ownerOf(info); owner != os.Geteuid() && owner != 0 {
-		return fail(exitUnreachable, "", "the folder %s belongs to uid %d, neither to you nor to root", dir, owner)
+		return fail(exitUnreachable, ownFolder, "the folder %s belongs to uid %d, neither to you nor to root", dir, owner)
 	}
 	if info.Mode().Perm()&0o022 != 0 {
-		return fail(exitUnreachable, "chmod go-w "+dir, "others may write in the folder %s (mode %04o)", dir, info.Mode().Perm())
+		hint := "chmod go-w " + dir
+		if ownerOf(info) != os.Geteuid() || info.Mode()&os.ModeSticky != 0 { // it is meant for everybody
+			hint = ownFolder
+		}
+		return fail(exitUnreachable, hint, "others may write in the folder %s (mode %04o)", dir, info.Mode().Perm())
 	}
 	return nil
 }

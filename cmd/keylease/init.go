@@ -176,7 +176,7 @@ func (i initialised) tell(w io.Writer, reach string) {
 	fmt.Fprintf(w, "policy       %s\n", i.PolicyFile)
 	tellFingerprint(w, i.Fingerprint)
 	fmt.Fprintf(w, "next:\n")
-	fmt.Fprintf(w, "  keylease put openai-dev%s\n", reach)
+	fmt.Fprintf(w, "  %s put openai-dev%s\n", program(), reach)
 	fmt.Fprintf(w, "  claude mcp add keylease -- keylease mcp%s\n", reach)
-	fmt.Fprintf(w, "  keylease leases%s\n", reach)
+	fmt.Fprintf(w, "  %s leases%s\n", program(), reach)
 }

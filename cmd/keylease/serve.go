@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
+	"os"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -34,7 +36,12 @@ type serveFlags struct {
 func (a *app) serveCommand() *cobra.Command {
 	var f serveFlags
 	c := &cobra.Command{Use: "serve", Short: "Run the daemon", Args: exactly(), RunE: func(cmd *cobra.Command, _ []string) error {
-		return spoken(a.serve(cmd.Context(), f))
+		err := spoken(a.serve(cmd.Context(), f))
+		if !f.auto && (errors.Is(err, server.ErrUntrusted) || errors.Is(err, store.ErrFolder)) { // it reaches for no daemon: it is one
+			_, hint := classify(err)
+			return fail(exitError, hint, "%w", err)
+		}
+		return err
 	}}
 	c.Flags().SortFlags = false
 	c.Flags().StringVar(&a.flags.http, "http", "", "address for /mcp and /sse, or off (default 127.0.0.1:8700)")
@@ -49,6 +56,9 @@ func (a *app) serveCommand() *cobra.Command {
 func (a *app) serve(ctx context.Context, f serveFlags) error {
 	if runtime.GOOS == "windows" {
 		return server.ErrUnsupported
+	}
+	if a.json {
+		return usagef("leave it out", "serve runs until it is stopped; it has no --json")
 	}
 	s, err := a.settings(!f.auto)
 	if err != nil {
@@ -186,11 +196,12 @@ func (a *app) announce(up bulletin, l server.Listening) {
 		fmt.Fprintf(&b, "  admin    %s\n", l.Admin)
 	}
 	if l.HTTP != "" {
+		proof := map[bool]string{true: " or certificate"}[up.TLS.ClientCA != ""]
 		called := up.webAddress(l)
 		if strings.Contains(called, "//"+l.HTTP+"/") {
-			fmt.Fprintf(&b, "  http     %s and /sse, with a token\n", called)
+			fmt.Fprintf(&b, "  http     %s and /sse, with a token%s\n", called, proof)
 		} else {
-			fmt.Fprintf(&b, "  http     on %s, called as %s, and /sse, with a token\n", l.HTTP, called)
+			fmt.Fprintf(&b, "  http     on %s, called as %s, and /sse, with a token%s\n", l.HTTP, called, proof)
 		}
 	}
 	act, pol := up.broker.Activity(), up.broker.PolicyStatus()
@@ -243,17 +254,29 @@ func (s settings) serveReach() string {
 	return out
 }
 
+// program is how to call this one again: go run leaves nothing behind that could be called by its name.
+func program() string {
+	if exe, err := os.Executable(); err == nil && strings.Contains(exe, string(os.PathSeparator)+"go-build") {
+		return "go run ./cmd/keylease"
+	}
+	return "keylease"
+}
+
 func (up bulletin) next(credentials int, l server.Listening) []string {
-	reach := up.reach()
+	reach, keylease := up.reach(), program()
 	var lines []string
 	if credentials == 0 {
-		lines = append(lines, "keylease put openai-dev"+reach+"   # store a key: it asks for the value")
+		lines = append(lines, keylease+" put openai-dev"+reach+"   # store a key: it asks for the value")
 	} else {
-		lines = append(lines, "keylease ls"+reach+"   # what is stored")
+		lines = append(lines, keylease+" ls"+reach+"   # what is stored")
+	}
+	if up.Identities.Declared == deny { // without a token nothing would be lent
+		lines = append(lines, keylease+" token create --identity claude-code"+reach+"   # for agents: a name alone is lent nothing here; it goes into their KEYLEASE_TOKEN")
+		return lines
 	}
 	lines = append(lines, "claude mcp add keylease -- keylease mcp"+up.agentReach()+"   # or in .mcp.json: {\"mcpServers\": {\"keylease\": {\"command\": \"keylease\", \"args\": ["+up.agentArgs()+"]}}}")
 	if l.HTTP != "" {
-		lines = append(lines, "keylease token create --identity claude-code"+reach+"   # for clients of "+up.webAddress(l))
+		lines = append(lines, keylease+" token create --identity claude-code"+reach+"   # for clients of "+up.webAddress(l))
 	}
 	return lines
 }

@@ -128,6 +128,7 @@ func TestB8SystemModeRefusesToStart(t *testing.T) {
 		says         string
 	}{
 		"an agent's policy":            {chown(policy, agentUID, daemonUID), chown(policy, 0, daemonUID), policy},
+		"no policy":                    {func() { s.must(os.Remove(policy)) }, func() { s.file("policy.yaml", openPolicy) }, "system mode needs a policy, and there is no " + policy},
 		"a policy of an agents' group": {func() { chown(policy, 0, agentGID)(); chmod(policy, 0o660)() }, func() { chown(policy, 0, daemonUID)(); chmod(policy, 0o640)() }, policy},
 		"a stranger's configuration":   {chown(s.config(), otherUID, daemonUID), chown(s.config(), 0, daemonUID), s.config()},
 		"a folder for everybody":       {chmod(s.config(), 0o777), chmod(s.config(), 0o750), s.config()},
