@@ -59,7 +59,7 @@ type Options struct {
 type Listening struct {
 	Socket string `json:"socket"`
 	Admin  string `json:"admin,omitempty"` // the admin's socket, where that is another
-	HTTP   string `json:"http,omitempty"`  // host:port
+	HTTP   string `json:"http,omitempty"`  // host:port, the host as it was asked for
 	TLS    bool   `json:"tls,omitempty"`   // HTTP is https
 }
 
@@ -183,7 +183,7 @@ func serve(ctx context.Context, o Options, open func(context.Context, *daemon) (
 			return err
 		}
 		defer web.Close()
-		d.listening.HTTP = web.Addr().String()
+		d.listening.HTTP = asAsked(o.HTTPAddr, web)
 	}
 	if d.backend, err = open(ctx, d); err != nil {
 		return err

@@ -8,7 +8,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -187,11 +189,33 @@ func listenHTTP(ctx context.Context, addr string, overTLS bool) (net.Listener, e
 	if !overTLS && !isLoopbackName(host) {
 		return nil, fmt.Errorf("the HTTP address %q is not a loopback one: beyond loopback keylease needs TLS (tls.cert and tls.key)", addr)
 	}
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
+	l, err := new(net.ListenConfig).Listen(ctx, family(host), addr)
 	if err != nil {
 		return nil, fmt.Errorf("listening on %s: %w", addr, err)
 	}
 	return l, nil
+}
+
+// family is the network to listen on for host. On "tcp" the unspecified address of one family would be that of both.
+func family(host string) string {
+	switch ip, err := netip.ParseAddr(host); {
+	case err != nil: // a name, or nothing
+		return "tcp"
+	case ip.Is4():
+		return "tcp4"
+	default:
+		return "tcp6"
+	}
+}
+
+// asAsked is where l listens, in the words in which that was asked for: a port of 0 became another, a name stays one.
+func asAsked(addr string, l net.Listener) string {
+	host, _, err := net.SplitHostPort(addr)
+	at, is := l.Addr().(*net.TCPAddr)
+	if err != nil || !is {
+		return l.Addr().String()
+	}
+	return net.JoinHostPort(host, strconv.Itoa(at.Port))
 }
 
 // Close ends every stream. Calls in flight go on; http.Server.Shutdown waits for them.

@@ -90,6 +90,33 @@ func TestHTTPBeyondLoopbackIsRefused(t *testing.T) {
 	}
 }
 
+func TestHTTPListensOnTheAddressesThatWereAskedFor(t *testing.T) {
+	for addr, v6 := range map[string]bool{"0.0.0.0:0": false, "127.0.0.1:0": false, "[::]:0": true, "[::1]:0": true} {
+		l, err := listenHTTP(t.Context(), addr, true)
+		if err != nil && v6 {
+			t.Logf("no IPv6 here: %v", err)
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, port, _ := net.SplitHostPort(l.Addr().String())
+		for host, own := range map[string]bool{"127.0.0.1": !v6, "::1": v6} {
+			conn, err := net.Dial("tcp", net.JoinHostPort(host, port))
+			if err == nil {
+				_ = conn.Close()
+			}
+			if (err == nil) != own {
+				t.Errorf("%s answers at %s: %v", addr, host, err == nil)
+			}
+		}
+		if told, want := asAsked(addr, l), strings.TrimSuffix(addr, "0")+port; told != want {
+			t.Errorf("%s is told as %s, want %s", addr, told, want)
+		}
+		_ = l.Close()
+	}
+}
+
 func TestHTTPHealthAndReadiness(t *testing.T) {
 	w := newWeb(t)
 	if a := w.do("GET", "/healthz", ""); a.StatusCode != 200 || a.body != "ok\n" {

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
+	"net/url"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -103,12 +105,23 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	})
 }
 
-// webAddress is where HTTP listens.
-func webAddress(l server.Listening) string {
-	if l.TLS {
-		return "https://" + l.HTTP
+// webAddress is what clients are given to call: the resource, or where HTTP listens, by the first of its names where
+// that is every address of this machine.
+func (s settings) webAddress(l server.Listening) string {
+	if s.Resource != "" {
+		return s.Resource
 	}
-	return "http://" + l.HTTP
+	at := l.HTTP
+	if host, port, err := net.SplitHostPort(at); err == nil && (host == "" || net.ParseIP(host).IsUnspecified()) && len(s.AllowedHosts) > 0 {
+		at = s.AllowedHosts[0]
+		if u, err := url.Parse("https://" + at); err == nil && u.Port() == "" {
+			at += ":" + port
+		}
+	}
+	if l.TLS {
+		return "https://" + at + "/mcp"
+	}
+	return "http://" + at + "/mcp"
 }
 
 func httpAddr(s string) string {
@@ -155,7 +168,12 @@ func (a *app) announce(up bulletin, l server.Listening) {
 		fmt.Fprintf(&b, "  admin    %s\n", l.Admin)
 	}
 	if l.HTTP != "" {
-		fmt.Fprintf(&b, "  http     %s/mcp and /sse, with a token\n", webAddress(l))
+		called := up.webAddress(l)
+		if strings.Contains(called, "//"+l.HTTP+"/") {
+			fmt.Fprintf(&b, "  http     %s and /sse, with a token\n", called)
+		} else {
+			fmt.Fprintf(&b, "  http     on %s, called as %s, and /sse, with a token\n", l.HTTP, called)
+		}
 	}
 	act, pol := up.broker.Activity(), up.broker.PolicyStatus()
 	fmt.Fprintf(&b, "  store    %s: %s, %s live\n", up.Data, plural(act.Credentials, "credential"), plural(act.LiveLeases, "lease"))
@@ -217,7 +235,7 @@ func (up bulletin) next(credentials int, l server.Listening) []string {
 	}
 	lines = append(lines, "claude mcp add keylease -- keylease mcp"+up.agentReach()+"   # or in .mcp.json: {\"mcpServers\": {\"keylease\": {\"command\": \"keylease\", \"args\": ["+up.agentArgs()+"]}}}")
 	if l.HTTP != "" {
-		lines = append(lines, "keylease token create --identity claude-code"+reach+"   # for clients of "+webAddress(l)+"/mcp")
+		lines = append(lines, "keylease token create --identity claude-code"+reach+"   # for clients of "+up.webAddress(l))
 	}
 	return lines
 }

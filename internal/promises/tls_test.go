@@ -167,6 +167,17 @@ func TestB5BeyondLoopbackOnlyWithTLS(t *testing.T) {
 	w.configure("tls: {cert: tls/server.pem, key: tls/server.key}\nallowedHosts: [keys.example.com]\n")
 	s := w.serve("--http", "0.0.0.0:0")
 	base := "https://" + s.addr
+	_, port, _ := strings.Cut(s.addr, ":")
+	if said := s.log.String(); !strings.Contains(said, "on 0.0.0.0:"+port+", called as https://keys.example.com:"+port+"/mcp") || strings.Contains(said, "[::]") {
+		t.Errorf("it says: %s", said)
+	}
+	if trail := w.ok("audit", "--event", "server.started", "--json"); !strings.Contains(trail, `"0.0.0.0:`+port+`"`) {
+		t.Errorf("the trail says: %s", trail)
+	}
+	if conn, err := net.Dial("tcp", "[::1]:"+port); err == nil {
+		_ = conn.Close()
+		t.Error("0.0.0.0 answers over IPv6")
+	}
 	for _, c := range []struct {
 		host   string
 		status int
