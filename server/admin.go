@@ -146,7 +146,8 @@ func (a admin) handover(w http.ResponseWriter, _ *http.Request) {
 	a.Handover()
 }
 
-func (a admin) status(call) (any, error) {
+func (a admin) status(c call) (any, error) {
+	a.Broker.ReloadPolicy(c.Context()) // so that what is said of the file is so
 	act := a.Broker.Activity()
 	s := Status{Version: a.Version, PID: os.Getpid(), Auto: a.Auto, Credentials: act.Credentials, LiveLeases: act.LiveLeases,
 		Healthy: act.Healthy, Problem: act.Problem, Frozen: act.Frozen, Policy: a.Broker.PolicyStatus()}

@@ -49,9 +49,8 @@ type httpOptions struct {
 	Called       func()                                    // optional: somebody known made a request
 	// Misused records that a caller, at source, named a session that belongs to somebody else. Optional.
 	Misused func(ctx context.Context, who identity.Caller, source string)
-	// AuthFailed records that somebody at source could not prove who they are, or that they may do this; reason is one
-	// of few.
-	AuthFailed func(ctx context.Context, source, reason string)
+	// AuthFailed records that somebody could not prove who they are, or that they may do this.
+	AuthFailed func(context.Context, lease.AuthFailure)
 	// Lapse says that a session was forgotten for being quiet, which is not a disconnect: its leases go on. Optional.
 	Lapse func(session string)
 
@@ -73,7 +72,7 @@ func (o *httpOptions) complete() {
 	}
 	b := o.Broker
 	if o.AuthFailed == nil && b == nil {
-		o.AuthFailed = func(context.Context, string, string) {}
+		o.AuthFailed = func(context.Context, lease.AuthFailure) {}
 	}
 	if b == nil {
 		return
@@ -97,7 +96,7 @@ func (o *httpOptions) complete() {
 		o.Lapse = b.Lapse
 	}
 	if o.Ready == nil {
-		o.Ready = func() (any, bool) { return readiness(b.Activity(), b.PolicyStatus(), o.TLS.status()) }
+		o.Ready = func() (any, bool) { return readiness(b.Activity(), b.LookAtPolicy(), o.TLS.status()) }
 	}
 }
 

@@ -49,10 +49,11 @@ func (h *httpHandler) foreignFailed(r *http.Request, err error) error {
 	var refused *federation.Refused
 	switch {
 	case errors.As(err, &refused):
-		h.AuthFailed(r.Context(), clientIP(r), refused.Why)
+		h.AuthFailed(r.Context(), lease.AuthFailure{Source: clientIP(r), Reason: refused.Why,
+			Issuer: refused.Issuer, Subject: refused.Subject, SAN: refused.SAN})
 		return fmt.Errorf("%w: %w", lease.ErrUnauthenticated, err)
 	case errors.Is(err, federation.ErrUnavailable):
-		h.AuthFailed(r.Context(), clientIP(r), "token of an issuer that can't be reached")
+		h.AuthFailed(r.Context(), lease.AuthFailure{Source: clientIP(r), Reason: "token of an issuer that can't be reached"})
 		return &lease.Refusal{Code: lease.Unavailable, RetryAfter: federation.FetchPause,
 			Message: "the issuer of this token can't be reached, so nobody can say whom it stands for",
 			Hint:    "Wait as long as retry_after says, then try again; tell the operator if it goes on."}
@@ -131,7 +132,7 @@ func (h *httpHandler) outOfScope(r *http.Request, p identity.Principal, m *httpM
 	if (identity.Caller{Principal: p, Scopes: entrantOf(r.Context()).Scopes}).May(wants.need) {
 		return nil
 	}
-	h.AuthFailed(r.Context(), clientIP(r), "token without the scope "+wants.name)
+	h.AuthFailed(r.Context(), lease.AuthFailure{Source: clientIP(r), Reason: "token without the scope " + wants.name})
 	f := forbidden("the token does not carry the scope "+wants.name, "Ask for a token with this scope, or tell the operator; there is nothing to retry with this one.")
 	f.header = [2]string{"WWW-Authenticate", h.challenge("insufficient_scope", wants.name)}
 	return f

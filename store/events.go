@@ -65,7 +65,7 @@ var rows = [...]row{
 	{EventTokenCreated, tokenFields[:]},
 	{EventTokenRotated, tokenFields[:]},
 	{EventTokenRevoked, tokenFields[:]},
-	{EventAuthFailed, []string{"source", "reason", "count", "since"}},
+	{EventAuthFailed, []string{"source", "reason", "token_id", "issuer", "subject", "san", "count", "since"}},
 	{EventPolicyLoaded, []string{"hash", "reason", "file", "rules"}},
 	{EventPolicyRejected, []string{"hash", "reason", "file", "rules"}},
 	{EventSeedConflict, []string{"reason", "line"}},

@@ -60,12 +60,35 @@ func (d *Directory) Certificate(sent []*x509.Certificate, roots *x509.CertPool) 
 	for _, r := range d.certificates {
 		switch found := slices.DeleteFunc(r.names(leaf), func(n string) bool { return !matchesAny(r.globs, n) }); {
 		case len(found) == 1:
-			return r.entrant(found[0], lastingUntil(chains))
+			e, why := r.entrant(found[0], lastingUntil(chains))
+			if why != nil {
+				return Entrant{}, &Refused{Why: whyCertificate, Detail: why.Error(), SAN: allNames(leaf)}
+			}
+			return e, nil
 		case len(found) > 1:
-			return Entrant{}, refused(whyManySANs)
+			return Entrant{}, &Refused{Why: whyManySANs, SAN: allNames(leaf)}
 		}
 	}
-	return Entrant{}, refused(whyNoSAN)
+	return Entrant{}, &Refused{Why: whyNoSAN, SAN: allNames(leaf)}
+}
+
+// allNames are the names that a certificate could have been known by, as many as fit in a line.
+func allNames(leaf *x509.Certificate) string {
+	var all []string
+	for _, u := range leaf.URIs {
+		all = append(all, "uri:"+u.String())
+	}
+	for _, n := range leaf.DNSNames {
+		all = append(all, "dns:"+n)
+	}
+	for _, n := range leaf.EmailAddresses {
+		all = append(all, "email:"+n)
+	}
+	const most = 10
+	if len(all) > most {
+		all = append(all[:most], "…")
+	}
+	return strings.Join(all, ", ")
 }
 
 // names returns the leaf's subject alternative names of the rule's kind. A SPIFFE ID counts only as the one URI of its
@@ -95,7 +118,7 @@ func (r certificateRule) entrant(san string, until time.Time) (Entrant, error) {
 		err = fmt.Errorf("it is longer than %d characters or not plain ASCII", maxSubject)
 	}
 	if err != nil {
-		return Entrant{}, refusedf(whyCertificate, "%s", err)
+		return Entrant{}, err
 	}
 	by := "cert:" + r.scheme + ":" + san // with the kind, so that no two kinds of name give the same
 	if r.scheme == "spiffe" {

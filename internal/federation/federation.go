@@ -6,7 +6,6 @@ package federation
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"net/url"
 	"sync"
@@ -26,6 +25,10 @@ type Entrant struct {
 type Refused struct {
 	Why    string // one of a closed list that holds nothing of the proof: good for the trail
 	Detail string // for the debug log; may quote claims that were verified, never the token
+
+	// Whose proof it was, for the trail; "" where that was not verified.
+	Issuer, Subject string // of a token
+	SAN             string // the names in a certificate, with their kinds
 }
 
 func (r *Refused) Error() string {
@@ -36,10 +39,6 @@ func (r *Refused) Error() string {
 }
 
 func refused(why string) error { return &Refused{Why: why} }
-
-func refusedf(why, detail string, args ...any) error {
-	return &Refused{Why: why, Detail: fmt.Sprintf(detail, args...)}
-}
 
 // ErrUnavailable: the issuer's keys can't be had right now, so nothing can be said of its tokens.
 var ErrUnavailable = errors.New("the issuer of this token can't be asked for its keys")

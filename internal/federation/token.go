@@ -186,7 +186,7 @@ func (i *issuer) entrant(c claims) (Entrant, error) {
 		}
 		name, err := m.identify(c, through)
 		if err != nil {
-			return Entrant{}, refusedf(whyName, "%s", err)
+			return Entrant{}, i.unmapped(c, whyName, err.Error())
 		}
 		scopes := i.granted
 		if scopes == 0 {
@@ -196,5 +196,10 @@ func (i *issuer) entrant(c claims) (Entrant, error) {
 		return Entrant{Principal: identity.Principal{Type: m.kind, Name: name, Proof: identity.OIDC,
 			By: "oidc:" + i.Issuer.Issuer + "#" + c.text("sub")}, Scopes: scopes, Until: until}, nil
 	}
-	return Entrant{}, refused(whyNobody)
+	return Entrant{}, i.unmapped(c, whyNobody, "")
+}
+
+// unmapped: the token is what it says, and stands for nobody here.
+func (i *issuer) unmapped(c claims, why, detail string) error {
+	return &Refused{Why: why, Detail: detail, Issuer: i.Issuer.Issuer, Subject: c.text("sub")}
 }

@@ -29,7 +29,11 @@ type policyState struct {
 	name    string
 	stamp   string
 	problem string // why the file on disk is not what governs
+	looked  time.Time
 }
+
+// lookEvery is how often anybody who asks may have the policy file looked at: what is found there is recorded.
+const lookEvery = time.Second
 
 // PolicyStatus tells an operator which policy governs.
 type PolicyStatus struct {
@@ -43,6 +47,21 @@ type PolicyStatus struct {
 func (b *Broker) PolicyStatus() PolicyStatus {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return b.policyStatus()
+}
+
+// LookAtPolicy is PolicyStatus after a look at the file, which it takes at most once per lookEvery. A file that changed
+// governs, or is rejected, with an Entry; one that did not writes nothing.
+func (b *Broker) LookAtPolicy() PolicyStatus {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if since := b.now().Sub(b.policy.looked); (since < 0 || since >= lookEvery) && b.ready() == nil {
+		_ = b.refreshPolicy() // a fault was logged where it arose
+	}
+	return b.policyStatus()
+}
+
+func (b *Broker) policyStatus() PolicyStatus {
 	s := PolicyStatus{Present: b.policy.current != nil, File: b.policy.name, Problem: b.policy.problem}
 	if s.Present {
 		s.Hash = b.policy.current.Hash()
@@ -94,10 +113,12 @@ func (b *Broker) refreshPolicy() error {
 	if b.cfg.PolicyFile == nil {
 		return nil
 	}
+	b.policy.looked = b.now()
 	read := b.cfg.PolicyFile(b.policy.stamp)
 	switch {
 	case read.Err != nil && errors.Is(read.Err, fs.ErrNotExist) && b.policy.current == nil:
-		return nil // there is none, and never was
+		b.policy.stamp, b.policy.problem = "", ""
+		return nil // there is none, and never was one that governed
 	case read.Err != nil:
 		return b.rejectPolicy(read, fmt.Errorf("the policy file can't be read: %w", read.Err))
 	case read.Data == nil:

@@ -21,8 +21,15 @@ type rates struct {
 	since      time.Time
 }
 
-// maxFailures bounds how many kinds of failures are gathered before they are summed up early.
-const maxFailures = 10_000
+const (
+	// maxFailures bounds how many kinds of failures are gathered before they are summed up early.
+	maxFailures = 10_000
+	// maxNamed is how many whose name is known are told apart per source, reason and minute. More are summed up
+	// without their names: an issuer may give anybody as many subjects as he likes.
+	maxNamed = 10
+	// maxClaimed is how many characters of a name are kept.
+	maxClaimed = 255
+)
 
 // spend takes one change from p's rate. What is refused is counted and told in a summary Entry, so that a flood can
 // neither fill the trail nor vanish from it. Caller holds mu.
@@ -45,10 +52,34 @@ func (b *Broker) spend(p identity.Principal, now time.Time) error {
 	return refusal
 }
 
-// failures aggregates failed authentications per source and minute: the first of a minute is an Entry at once.
+// AuthFailure is somebody who could not prove who they are, or what they may. Source and Reason are always known;
+// Reason is one of few. The others say whose proof it was, each where that much was verified and "" else.
+type AuthFailure struct {
+	Source, Reason  string
+	TokenID         string // of the record
+	Issuer, Subject string // of a token whose signature holds
+	SAN             string // the names in a certificate that verifies
+}
+
+// kind is f without the names.
+func (f AuthFailure) kind() AuthFailure { return AuthFailure{Source: f.Source, Reason: f.Reason} }
+
+func (f AuthFailure) details() map[string]string {
+	d := map[string]string{"source": f.Source, "reason": f.Reason}
+	for field, v := range map[string]string{"token_id": f.TokenID, "issuer": f.Issuer, "subject": f.Subject, "san": f.SAN} {
+		if v != "" {
+			d[field] = v
+		}
+	}
+	return d
+}
+
+// failures aggregates failed authentications per source, reason, name and minute: the first of a minute is an Entry at
+// once.
 type failures struct {
-	count   map[failure]int
-	sources map[string]bool // those of this minute that are told apart
+	count   map[AuthFailure]int
+	named   map[AuthFailure]int // kind → how many names of it are in count
+	sources map[string]bool     // those of this minute that are told apart
 	since   time.Time
 }
 
@@ -64,13 +95,14 @@ func (f *failures) told(source string) string {
 	return source
 }
 
-type failure struct{ source, reason string }
-
 // summaryEvery is how long suppressed events are gathered into one Entry.
 const summaryEvery = time.Minute
 
-// authFailed records that somebody at source could not prove who they are. It never fails the caller.
-func (b *Broker) authFailed(_ context.Context, source, reason string) {
+// AuthFailed records a failure. It never fails the caller.
+func (b *Broker) AuthFailed(_ context.Context, key AuthFailure) {
+	for _, name := range []*string{&key.Issuer, &key.Subject, &key.SAN} {
+		*name = CleanText(*name, maxClaimed)
+	}
 	b.mu.Lock()
 	now := b.now()
 	f := &b.failures
@@ -78,17 +110,24 @@ func (b *Broker) authFailed(_ context.Context, source, reason string) {
 		b.summaries(now, true)
 	}
 	if f.count == nil {
-		f.count, f.sources, f.since = map[failure]int{}, map[string]bool{}, now
+		f.count, f.named = map[AuthFailure]int{}, map[AuthFailure]int{}
+		f.sources, f.since = map[string]bool{}, now
 	}
-	key := failure{f.told(source), reason}
+	key.Source = f.told(key.Source)
+	if _, known := f.count[key]; !known && key != key.kind() {
+		if f.named[key.kind()] == maxNamed {
+			key = key.kind()
+		} else {
+			f.named[key.kind()]++
+		}
+	}
 	count, seen := f.count[key]
 	f.count[key] = count + 1
 	var w written
 	var err error
 	if !seen && b.ready() == nil {
 		f.count[key] = 0 // told now; only what follows is summed up
-		w, err = b.submit(store.Change{Entry: store.Entry{Event: store.EventAuthFailed, Time: now,
-			Details: map[string]string{"source": key.source, "reason": reason}}}, nil)
+		w, err = b.submit(store.Change{Entry: store.Entry{Event: store.EventAuthFailed, Time: now, Details: key.details()}}, nil)
 	}
 	b.mu.Unlock()
 	if err == nil && w.pending != nil {
@@ -103,13 +142,14 @@ func (b *Broker) summaries(now time.Time, atOnce bool) (all []written) {
 			if n == 0 {
 				continue
 			}
-			w, err := b.submit(store.Change{Entry: store.Entry{Event: store.EventAuthFailed, Time: now, Details: map[string]string{
-				"source": key.source, "reason": key.reason, "count": strconv.Itoa(n), "since": stamp(f.since)}}}, nil)
+			d := key.details()
+			d["count"], d["since"] = strconv.Itoa(n), stamp(f.since)
+			w, err := b.submit(store.Change{Entry: store.Entry{Event: store.EventAuthFailed, Time: now, Details: d}}, nil)
 			if err == nil {
 				all = append(all, w)
 			}
 		}
-		f.count = nil
+		f.count, f.named = nil, nil
 	}
 	if r := &b.rates; r.suppressed != nil && (atOnce || now.Sub(r.since) >= summaryEvery) {
 		for key, n := range r.suppressed {

@@ -241,27 +241,22 @@ func (b *Broker) Authenticate(ctx context.Context, text, source string) (identit
 	now := b.now()
 	t, why := b.ix.secrets[hash], "unknown token"
 	var p identity.Principal
+	id := ""
 	if t.token != nil {
-		p, why = t.principal(), t.problem(now)
+		p, why, id = t.principal(), t.problem(now), t.token.rec.ID
 	}
 	if why == "" {
 		t.use(now)
 	}
 	b.mu.Unlock()
 	if why != "" {
-		b.authFailed(ctx, source, why)
+		b.AuthFailed(ctx, AuthFailure{Source: source, Reason: why, TokenID: id})
 		return identity.Principal{}, fmt.Errorf("%w: %s", ErrUnauthenticated, why)
 	}
 	return p, nil
 }
 
-// AuthFailed records that somebody at source could not prove who they are, or what they may. reason has to be one of
-// few: failures are summed up by it.
-func (b *Broker) AuthFailed(ctx context.Context, source, reason string) {
-	b.authFailed(ctx, source, reason)
-}
-
 // Misused records that somebody at source named a session that belongs to another principal.
 func (b *Broker) Misused(ctx context.Context, _ identity.Caller, source string) {
-	b.authFailed(ctx, source, "named another principal's session")
+	b.AuthFailed(ctx, AuthFailure{Source: source, Reason: "named another principal's session"})
 }

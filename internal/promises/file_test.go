@@ -3,6 +3,7 @@
 package promises
 
 import (
+	"errors"
 	"bytes"
 	"crypto/sha256"
 	"fmt"
@@ -275,6 +276,10 @@ func TestG10APolicyEditHoldsFromTheNextCall(t *testing.T) {
 		}
 	}
 	w.policy("version: 1\nrules: [{name: broken, credential: x, efect: deny}]\n")
+	w.eventually("/readyz tells of a malformed file before anybody leases", func() error {
+		got, err := do("GET", "http://"+s.addr+"/readyz", "")
+		return errors.Join(err, unless(strings.Contains(got.body, "not in force"), got.body))
+	})
 	governs("malformed")
 	says("malformed")
 	if o := w.cli("policy", "check"); o.code != 2 || !strings.Contains(o.err, "policy.yaml:2") || !strings.Contains(o.err, "effect") {

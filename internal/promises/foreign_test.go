@@ -99,6 +99,10 @@ func TestB6TokensOfOtherIssuers(t *testing.T) {
 	all, reasons := w.audit(), map[string]bool{}
 	for _, e := range find(all, "auth.failed") {
 		reasons[e.Details["reason"]] = true
+		verified := strings.HasPrefix(e.Details["reason"], "token that no identity") || strings.HasPrefix(e.Details["reason"], "token whose claims")
+		if (e.Details["issuer"] == idp.URL) != verified || (e.Details["subject"] != "") != verified {
+			t.Errorf("the trail has %v", e.Details)
+		}
 	}
 	for _, b := range bad {
 		if b.reason != "" && !reasons[b.reason] {

@@ -327,6 +327,13 @@ certificates:
 			t.Errorf("%s: HTTP %d, want %d", what, got, try.want)
 		}
 	}
+	named := map[string]string{}
+	for _, e := range find(w.audit(), "auth.failed") {
+		named[e.Details["san"]] = e.Details["reason"]
+	}
+	if named["uri:spiffe://example.org/other"] != "client certificate that no identity matches" || len(named["uri:spiffe://example.org/agents/A%2f..%2f*"]) == 0 {
+		t.Errorf("the trail names %v", named)
+	}
 	if got := status(as()); got != 401 {
 		t.Errorf("neither token nor certificate: HTTP %d", got)
 	}
