@@ -39,7 +39,7 @@ func leaseTool() mcp.Tool {
 	return mcp.NewTool("lease_credential",
 		mcp.WithDescription(`Lease a credential for a limited time, or renew a lease you hold.
 Call list_credentials first and use a name from it. Say in purpose what work you will do with it: ask for work, not for values. If you hold a lease already, use it, or renew it with lease_id, rather than leasing again. Use the value directly where it is needed; never print, log, store or repeat it. Call release_lease as soon as the work is done.
-A refusal is an error with a code and a hint; follow the hint. not_available means unknown, forbidden or not yours: ask the operator, and do not look for the key elsewhere. lease_limit means too many leases are open: use one of your_leases or wait retry_after seconds.`),
+A refusal is an error with a code and a hint; follow the hint. not_available means unknown, forbidden or not yours: ask the operator, and do not look for the key elsewhere. lease_limit means too many leases are open: use one of your_leases; if the answer has retry_after, wait that many seconds.`),
 		mcp.WithTitleAnnotation("Lease a credential"),
 		mcp.WithReadOnlyHintAnnotation(false),
 		mcp.WithDestructiveHintAnnotation(false),

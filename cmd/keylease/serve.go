@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"strings"
 
+	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 
 	"keylease/internal/federation"
@@ -79,13 +80,13 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	log := a.logger(s.level)
 	reload, stop := reloads()
 	defer stop()
-	foreign, err := federation.New(s.federation(), federation.Options{ReadFile: readMaterial, Trouble: func(issuer string, err error) {
-		log.Warn().Str("issuer", issuer).Err(err).Msg("the keys of an issuer can't be fetched; its tokens wait")
-	}})
+	foreign, err := a.foreign(s, f.auto, log)
 	if err != nil {
 		return err
 	}
-	defer foreign.Close()
+	if foreign != nil {
+		defer foreign.Close()
+	}
 	return server.Serve(ctx, server.Options{
 		Open: func(ctx context.Context) (*lease.Broker, func() error, error) {
 			return a.open(ctx, opening{settings: s, dropPolicy: f.noPolicy, log: log,
@@ -103,6 +104,23 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 			}
 		},
 	})
+}
+
+// foreign is who else vouches for callers over HTTP; nil where there is no HTTP.
+func (a *app) foreign(s settings, auto bool, log zerolog.Logger) (*federation.Directory, error) {
+	if s.HTTP == "off" {
+		if !auto && len(s.Issuers)+len(s.Certificates) > 0 {
+			a.sayf("keylease: warning: http is off, so issuers and certificates let nobody in")
+		}
+		return nil, nil
+	}
+	d, err := federation.New(s.federation(), federation.Options{ReadFile: readMaterial, Trouble: func(issuer string, err error) {
+		log.Warn().Str("issuer", issuer).Err(err).Msg("the keys of an issuer can't be fetched; its tokens wait")
+	}})
+	if err != nil {
+		return nil, usagef("correct issuers in "+s.configFile+", or the file", "%s", err)
+	}
+	return d, nil
 }
 
 // webAddress is what clients are given to call: the resource, or where HTTP listens, by the first of its names where

@@ -50,7 +50,7 @@ const FetchPause = 10 * time.Second
 // Options are what a Directory needs beside its configuration. All are optional.
 type Options struct {
 	Now func() time.Time
-	// ReadFile reads an issuer's caFile; it is called before each fetch of keys.
+	// ReadFile reads an issuer's caFile; it is called by New and before each fetch of keys.
 	ReadFile func(path string) ([]byte, error)
 	// Trouble is told when an issuer's keys can't be fetched, at most once per FetchPause and issuer.
 	Trouble func(issuer string, err error)
@@ -66,8 +66,8 @@ type Directory struct {
 	fetching     sync.WaitGroup
 }
 
-// New makes a Directory of a configuration that Check is content with. Nothing is fetched before a token comes, so an
-// issuer that is down does not keep the daemon from starting. Close must follow.
+// New makes a Directory of a configuration that Check is content with and whose caFiles hold certificates. Nothing is
+// fetched before a token comes, so an issuer that is down does not keep the daemon from starting. Close must follow.
 func New(c Config, o Options) (*Directory, error) {
 	if err := c.firstFault(); err != nil {
 		return nil, err
@@ -77,6 +77,11 @@ func New(c Config, o Options) (*Directory, error) {
 	}
 	if o.Trouble == nil {
 		o.Trouble = func(string, error) {}
+	}
+	for _, shape := range c.Issuers {
+		if _, err := (source{issuer: shape.Issuer, caFile: shape.CAFile, readFile: o.ReadFile}).roots(); err != nil {
+			return nil, err
+		}
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	d := &Directory{now: o.Now, issuers: map[string]*issuer{}, stop: stop}

@@ -346,13 +346,14 @@ func TestAnIssuersOwnAuthorityIsTrustedForItAlone(t *testing.T) {
 	clock := time.Now()
 	for _, step := range []struct {
 		what   string
-		change func()
+		change func() // before the start
+		later  func() // before the first token
 		ok     bool
 	}{
-		{"with its authority", func() {}, true},
-		{"with an unreadable file", func() { readable = false }, false},
-		{"with a file that is none", func() { readable, file = true, []byte("none") }, false},
-		{"without", func() { c.Issuers[0].CAFile = "" }, false},
+		{"with its authority", func() {}, func() {}, true},
+		{"with a file that becomes unreadable", func() {}, func() { readable = false }, false},
+		{"with a file that is none any more", func() { readable = true }, func() { file = []byte("none") }, false},
+		{"without", func() { c.Issuers[0].CAFile = "" }, func() {}, false},
 	} {
 		step.change()
 		d, err := New(c, Options{Now: func() time.Time { return clock }, Trouble: func(_ string, err error) { told = append(told, err.Error()) },
@@ -365,6 +366,7 @@ func TestAnIssuersOwnAuthorityIsTrustedForItAlone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		step.later()
 		e, err := d.Bearer(t.Context(), idp.Token(idp.Good(ours, clock, nil)))
 		if ok := err == nil && e.Name == "ci/robot-1"; ok != step.ok || !ok && !errors.Is(err, ErrUnavailable) {
 			t.Errorf("%s: %v, %+v", step.what, err, e)
@@ -373,6 +375,15 @@ func TestAnIssuersOwnAuthorityIsTrustedForItAlone(t *testing.T) {
 	}
 	if len(told) != 3 {
 		t.Errorf("told %q", told)
+	}
+	c.Issuers[0].CAFile = "/ca.pem"
+	for what, read := range map[string]func(string) ([]byte, error){
+		"caFile of " + idp.URL: func(string) ([]byte, error) { return nil, errors.New("no such file") },
+		"holds no certificate": func(string) ([]byte, error) { return []byte("none"), nil },
+	} {
+		if d, err := New(c, Options{ReadFile: read}); err == nil || !strings.Contains(err.Error(), what) {
+			t.Errorf("starts with a file like that: %v, %v", d, err)
+		}
 	}
 }
 

@@ -3,9 +3,9 @@
 package promises
 
 import (
-	"errors"
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
