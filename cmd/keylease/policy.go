@@ -1,8 +1,11 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
 	"strconv"
@@ -11,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"keylease/internal/identity"
+	"keylease/internal/lease"
 	"keylease/internal/strictyaml"
 	"keylease/policy"
 	"keylease/server"
@@ -21,29 +25,23 @@ func (a *app) policyCommand() *cobra.Command {
 }
 
 func (a *app) policyCheckCommand() *cobra.Command {
-	return &cobra.Command{Use: "check [FILE]", Short: "Check a policy file, the configured one by default; nothing is applied",
+	return &cobra.Command{Use: "check [FILE]", Short: "Check a policy file, the one that governs by default; nothing is applied",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {
 				return exactly("FILE")(cmd, args)
 			}
 			return nil
 		},
-		RunE: func(_ *cobra.Command, args []string) error {
-			path := ""
+		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
-				path = args[0]
-			} else {
-				s, err := a.settings(true)
-				if err != nil {
-					return err
-				}
-				path = s.PolicyFile
+				return a.checkNamedPolicy(args[0])
 			}
-			return a.checkPolicy(path)
+			return a.checkPolicyInUse(cmd.Context())
 		}}
 }
 
-func (a *app) checkPolicy(path string) error {
+// checkNamedPolicy checks any file. How it lies here is only warned of: it may be on its way to somewhere else.
+func (a *app) checkNamedPolicy(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return usagef("", "reading the policy: %s", err)
@@ -53,6 +51,81 @@ func (a *app) checkPolicy(path string) error {
 	if err != nil {
 		return usagef("", "%s", err)
 	}
+	if read := policyFile(path)(""); read.Err != nil {
+		a.sayf("keylease: warning: a daemon would not take it as it lies here: %s", terminal(read.Err.Error()))
+	}
+	return a.checkPolicy(path, data)
+}
+
+// checkPolicyInUse checks the file that the running daemon looks at, and what came of it; the configured one where none
+// runs.
+func (a *app) checkPolicyInUse(ctx context.Context) error {
+	s, err := a.settings(true)
+	if err != nil {
+		return err
+	}
+	running, err := a.runningPolicy(ctx, &s)
+	if err != nil {
+		return err
+	}
+	path := s.PolicyFile
+	if running != nil {
+		if running.Problem != "" {
+			return usagef(goesOn(*running), "%s", running.Problem)
+		}
+		if running.File == "" {
+			a.sayf("keylease: warning: the daemon was started with --no-policy and reads no policy file")
+		} else {
+			path = running.File
+		}
+	}
+	switch read := policyFile(path)(""); {
+	case running != nil && running.Present && read.Err != nil: // of a system's daemon, whose files are not ours to read
+		return a.print(map[string]any{"file": path, "hash": running.Hash}, func(w io.Writer) {
+			fmt.Fprintf(w, "%s: good, the daemon says: it is in force\n", path)
+		})
+	case errors.Is(read.Err, fs.ErrNotExist):
+		return usagef("without one, what a credential admits is allowed; a file there changes that, as in policy.example.yaml", "there is no policy file %s", path)
+	case read.Err != nil:
+		return usagef("", "%s", read.Err)
+	default:
+		return a.checkPolicy(path, read.Data)
+	}
+}
+
+// runningPolicy is what a daemon that runs says of its policy; nil where there is none to ask. It starts none.
+func (a *app) runningPolicy(ctx context.Context, s *settings) (*lease.PolicyStatus, error) {
+	named, err := s.named(a.env, "")
+	if err != nil {
+		return nil, err
+	}
+	admin := *s
+	if admin.paths.Socket = named; named == "" && s.system != nil {
+		admin.paths.Socket = s.system.AdminSocket
+	}
+	c := server.NewAdminClient(server.DialOptions{Paths: admin.paths, Version: version()})
+	defer c.Close()
+	status, err := c.Status(ctx)
+	switch {
+	case err == nil:
+		return &status.Policy, nil
+	case named != "":
+		return nil, spoken(err)
+	case !errors.Is(err, server.ErrUnreachable):
+		a.sayf("keylease: warning: the running daemon was not asked, so this is about the configured file: %s", terminal(spoken(err).Error()))
+	}
+	return nil, nil
+}
+
+// goesOn says what governs while the file on disk does not.
+func goesOn(p lease.PolicyStatus) string {
+	if p.Present {
+		return "put it right: it holds from the next call on; until then the policy that was read last governs"
+	}
+	return "put it right: it holds from the next call on; until then there is no policy, and what a credential admits is allowed"
+}
+
+func (a *app) checkPolicy(path string, data []byte) error {
 	p, err := policy.Parse(path, data)
 	if err != nil {
 		return err
@@ -93,6 +166,13 @@ func (a *app) policyExplainCommand() *cobra.Command {
 					return err
 				}
 				answer = ofThisVersion(answer)
+				status, err := c.Status(cmd.Context())
+				if err != nil {
+					return err
+				}
+				if status.Policy.Problem != "" {
+					a.sayf("keylease: warning: the file on disk is not in force: %s", terminal(status.Policy.Problem))
+				}
 				return a.print(answer, func(w io.Writer) { explain(w, answer) })
 			})
 		}}
