@@ -120,7 +120,7 @@ func (c *AdminClient) RevokeToken(ctx context.Context, id string) (t lease.Token
 	return t, c.call(ctx, "POST", "/v1/tokens/"+segment(id)+"/revoke", nil, &t)
 }
 
-// Freeze stops all lending; it returns since when nothing is lent, which may be earlier.
+// Freeze stops all lending; it returns since when nothing is lent, which may be earlier: then Already is set.
 func (c *AdminClient) Freeze(ctx context.Context, reason string) (f lease.Frozen, err error) {
 	return f, c.call(ctx, "POST", "/v1/freeze", freezeRequest{reason}, &f)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"keylease/internal/identity"
+	"keylease/internal/secret"
 	"keylease/store"
 )
 
@@ -41,6 +42,8 @@ type Broker struct {
 	cfg   Config
 	store *store.Store
 	clock *clock
+	// unseal is the store's Value. A test has something happen meanwhile.
+	unseal func(credentialID string, version int, ref store.RecordRef) (secret.Secret, error)
 
 	// mu guards everything below and is what makes the order of the trail the order of the decisions: whoever
 	// changes the index submits the Entry before letting go. It is not held while the disk works, except by the
@@ -70,7 +73,7 @@ func Open(ctx context.Context, c Config) (*Broker, error) {
 	if c.Grace == 0 {
 		c.Grace = DefaultGrace
 	}
-	b := &Broker{cfg: c, store: c.Store, sessions: map[string]identity.Principal{}, lapsed: map[string]bool{}, wake: make(chan struct{}, 1)}
+	b := &Broker{cfg: c, store: c.Store, unseal: c.Store.Value, sessions: map[string]identity.Principal{}, lapsed: map[string]bool{}, wake: make(chan struct{}, 1)}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := b.load(); err != nil {

@@ -12,6 +12,8 @@ import (
 type Frozen struct {
 	Since  time.Time `json:"since"`
 	Reason string    `json:"reason,omitempty"`
+	// Already is set in what Freeze returns alone: it was frozen before, and Since and Reason are of that time.
+	Already bool `json:"was_frozen,omitempty"`
 }
 
 // MaxReason is how many characters of a reason to freeze are kept.
@@ -26,7 +28,8 @@ func (b *Broker) Freeze(_ context.Context, admin identity.Caller, reason string)
 	if err := b.ready(); err != nil {
 		return Frozen{}, err
 	}
-	if b.ix.frozen == nil {
+	already := b.ix.frozen != nil
+	if !already {
 		e := entry(store.EventServerFrozen, admin)
 		if reason = CleanText(reason, MaxReason); reason != "" {
 			e.Details = map[string]string{"reason": reason}
@@ -36,6 +39,7 @@ func (b *Broker) Freeze(_ context.Context, admin identity.Caller, reason string)
 		}
 	}
 	is := *b.ix.frozen
+	is.Already = already
 	return is, b.barrier()
 }
 

@@ -479,11 +479,11 @@ func TestFrozenLendsNothingUntilThawed(t *testing.T) {
 	a := w.agent("a")
 	kept, back := w.lease(a, "openai"), w.lease(a, "openai")
 	f, err := w.Freeze(ctx, operator, "a token leaked\x1b[2J")
-	if err != nil || f.Reason != "a token leaked\ufffd[2J" {
+	if err != nil || f.Already || f.Reason != "a token leaked\ufffd[2J" {
 		t.Fatalf("%+v, %v", f, err)
 	}
 	w.pass(time.Second)
-	if again, err := w.Freeze(ctx, operator, "another"); err != nil || again != f {
+	if again, err := w.Freeze(ctx, operator, "another"); err != nil || again != (Frozen{f.Since, f.Reason, true}) {
 		t.Errorf("frozen twice: %+v, %v", again, err)
 	}
 	frozen := func(err error) {

@@ -110,8 +110,8 @@ func (b *Broker) AuthFailed(_ context.Context, key AuthFailure) {
 		b.summaries(now, true)
 	}
 	if f.count == nil {
-		f.count, f.named, f.since = map[AuthFailure]int{}, map[AuthFailure]int{}, now
-		f.sources = map[string]bool{}
+		f.count, f.named = map[AuthFailure]int{}, map[AuthFailure]int{}
+		f.sources, f.since = map[string]bool{}, now
 	}
 	key.Source = f.told(key.Source)
 	if _, known := f.count[key]; !known && key != key.kind() {
@@ -127,8 +127,7 @@ func (b *Broker) AuthFailed(_ context.Context, key AuthFailure) {
 	var err error
 	if !seen && b.ready() == nil {
 		f.count[key] = 0 // told now; only what follows is summed up
-		w, err = b.submit(store.Change{Entry: store.Entry{Event: store.EventAuthFailed, Time: now,
-			Details: key.details()}}, nil)
+		w, err = b.submit(store.Change{Entry: store.Entry{Event: store.EventAuthFailed, Time: now, Details: key.details()}}, nil)
 	}
 	b.mu.Unlock()
 	if err == nil && w.pending != nil {

@@ -17,7 +17,7 @@ func (b *Broker) Reveal(_ context.Context, caller identity.Caller, id string) (s
 	if err != nil {
 		return secret.Secret{}, err
 	}
-	value, err := b.store.Value(at.credentialID, at.version, at.ref)
+	value, err := b.unseal(at.credentialID, at.version, at.ref)
 	if err != nil {
 		return secret.Secret{}, b.fault(fmt.Errorf("unsealing version %d of %s: %w", at.version, at.name, err))
 	}
