@@ -104,7 +104,7 @@ type door struct {
 type crowds struct{ hall, agents, admins *crowd }
 
 const (
-	hallRoom  = 256 // connections that have not said hello
+	hallRoom  = 128 // connections that have not said hello
 	adminRoom = 32  // connections of admin commands
 )
 

@@ -31,8 +31,8 @@ type webBounds struct {
 	last     atomic.Int64
 }
 
-// webGuest is one connection. Until a request on it has proved to be somebody's it is its address's, and may be closed
-// whatever it is at.
+// webGuest is one connection. Until a request on it has proved to be somebody's it is its network's, and quiet whatever
+// it is at.
 type webGuest struct {
 	*guest
 	name string // for its rate

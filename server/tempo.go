@@ -26,7 +26,7 @@ type Limits struct {
 // DefaultLimits are far above what agents that are run by models ask for. With all connections in use and idle, the
 // daemon is about 20 MB larger than without.
 func DefaultLimits() Limits {
-	return Limits{CallRate: 200, CallBurst: 200, FailureRate: 20, FailureBurst: 200, LocalConnections: 512, HTTPConnections: 1024}
+	return Limits{CallRate: 200, CallBurst: 200, FailureRate: 20, FailureBurst: 200, LocalConnections: 512, HTTPConnections: 768}
 }
 
 // tempo says when a message may be looked at: before any of it is parsed.
