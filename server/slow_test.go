@@ -166,6 +166,8 @@ func TestIdleHTTPConnectionsMakeRoomForOthers(t *testing.T) {
 	if err := get(alice, answers, "/mcp", "tok-alice"); err != nil {
 		t.Errorf("alice's connection was closed for others: %v", err)
 	}
+	w.bounds.crowd.mu.Lock()
+	defer w.bounds.crowd.mu.Unlock()
 	if n := w.bounds.crowd.here; n > 8 {
 		t.Errorf("%d connections are open", n)
 	}
