@@ -17,6 +17,8 @@ type Policy struct {
 	hardCap    time.Duration // 0: none
 	leaseRate  float64       // 0: none
 	leaseBurst int
+	useRate    float64 // 0: none
+	useBurst   int
 	warnings   []string
 }
 
@@ -66,6 +68,14 @@ func (p *Policy) Limits() (leaseRate float64, leaseBurst int, maxLeaseTTL time.D
 		return DefaultLeaseRate, DefaultLeaseBurst, 0
 	}
 	return p.leaseRate, p.leaseBurst, p.hardCap
+}
+
+// UseLimits returns the rate of proxied requests under one lease, and its burst. A rate of 0: no limit.
+func (p *Policy) UseLimits() (perSecond float64, burst int) {
+	if p == nil {
+		return DefaultUseRate, DefaultUseBurst
+	}
+	return p.useRate, p.useBurst
 }
 
 // Warnings returns what a person should know about a policy that is valid: what of it this version can't do yet.

@@ -25,6 +25,8 @@ type fileShape struct {
 		MaxLeaseTTL *string  `yaml:"maxLeaseTTL"`
 		LeaseRate   *float64 `yaml:"leaseRate"`
 		LeaseBurst  *int     `yaml:"leaseBurst"`
+		UseRate     *float64 `yaml:"useRate"`
+		UseBurst    *int     `yaml:"useBurst"`
 	} `yaml:"limits"`
 	Rules []ruleShape `yaml:"rules"`
 }
@@ -66,7 +68,7 @@ func Parse(file string, data []byte) (*Policy, error) {
 }
 
 func (r reader) policy(f fileShape) *Policy {
-	p := &Policy{leaseRate: DefaultLeaseRate, leaseBurst: DefaultLeaseBurst}
+	p := &Policy{}
 	switch {
 	case !r.Has(at("version")):
 		r.Faultf(nil, "the file needs a version: write version: 1 at its top")
@@ -78,7 +80,8 @@ func (r reader) policy(f fileShape) *Policy {
 	}
 	p.defaultTTL = r.duration(f.Defaults.DefaultLeaseTTL, at("defaults", "defaultLeaseTTL"))
 	p.hardCap = r.duration(f.Limits.MaxLeaseTTL, at("limits", "maxLeaseTTL"))
-	r.rates(p, f)
+	p.leaseRate, p.leaseBurst = r.rate("lease", f.Limits.LeaseRate, DefaultLeaseRate, f.Limits.LeaseBurst, DefaultLeaseBurst)
+	p.useRate, p.useBurst = r.rate("use", f.Limits.UseRate, DefaultUseRate, f.Limits.UseBurst, DefaultUseBurst)
 	seen := map[string]int{}
 	for i, shape := range f.Rules {
 		path := at("rules", i)
@@ -95,21 +98,24 @@ func (r reader) policy(f fileShape) *Policy {
 
 func at(path ...any) strictyaml.Path { return path }
 
-// rates reads limits.leaseRate and leaseBurst: 0 in either is no limit.
-func (r reader) rates(p *Policy, f fileShape) {
-	if n := f.Limits.LeaseRate; n != nil {
-		if p.leaseRate = *n; *n < 0 {
-			r.Faultf(at("limits", "leaseRate"), "leaseRate can't be less than 0 (0: no limit)")
-		}
+// rate reads limits.leaseRate and leaseBurst, or another such pair: 0 in either is no limit.
+func (r reader) rate(of string, perSecond *float64, usualRate float64, burst *int, usualBurst int) (float64, int) {
+	if perSecond == nil {
+		perSecond = &usualRate
 	}
-	if n := f.Limits.LeaseBurst; n != nil {
-		if p.leaseBurst = *n; *n < 0 {
-			r.Faultf(at("limits", "leaseBurst"), "leaseBurst can't be less than 0 (0: no limit)")
-		}
+	if burst == nil {
+		burst = &usualBurst
 	}
-	if p.leaseRate == 0 || p.leaseBurst == 0 {
-		p.leaseRate, p.leaseBurst = 0, 0
+	if *perSecond < 0 {
+		r.Faultf(at("limits", of+"Rate"), "%sRate can't be less than 0 (0: no limit)", of)
 	}
+	if *burst < 0 {
+		r.Faultf(at("limits", of+"Burst"), "%sBurst can't be less than 0 (0: no limit)", of)
+	}
+	if *perSecond == 0 || *burst == 0 {
+		return 0, 0
+	}
+	return *perSecond, *burst
 }
 
 func (r reader) rule(s ruleShape, path strictyaml.Path) rule {

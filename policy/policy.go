@@ -103,6 +103,8 @@ const (
 	DefaultMaxTTL     = time.Hour // of a credential that does not say
 	DefaultLeaseRate  = 50.0      // lease changes per second of one principal
 	DefaultLeaseBurst = 500
+	DefaultUseRate    = 100.0 // proxied requests per second under one lease
+	DefaultUseBurst   = 200
 )
 
 // Matcher is one entry of a credential's allowedIdentities: an agent by Name or a human by Email, both patterns as

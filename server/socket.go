@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"runtime/debug"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -271,7 +272,7 @@ func (c *mcpConn) prove() {
 // identify fixes who this connection is.
 func (c *mcpConn) identify(ctx context.Context, claimedName, claimedVersion string) {
 	c.named = true
-	c.caller = identity.Caller{Session: c.session.id, Transport: "local", PID: c.peer.PID, Peer: c.kin,
+	c.caller = identity.Caller{Session: c.session.id, Transport: "local", PID: c.peer.PID, UID: strconv.Itoa(c.peer.UID), Peer: c.kin,
 		ClientName: cleanText(claimedName, maxClaim), ClientVersion: cleanText(claimedVersion, maxClaim)}
 	switch {
 	case c.hello.Token != "":

@@ -19,6 +19,7 @@ const (
 	EventLeaseRenewed      Event = "lease.renewed"
 	EventLeaseOrphaned     Event = "lease.orphaned"
 	EventLeaseAdopted      Event = "lease.adopted"
+	EventLeaseUsed         Event = "lease.used"
 	EventLeaseReleased     Event = "lease.released"
 	EventLeaseExpired      Event = "lease.expired"
 	EventLeaseRevoked      Event = "lease.revoked"
@@ -53,10 +54,11 @@ var rows = [...]row{
 	{EventVersionDestroyed, []string{"reason"}},
 	{EventCredentialRevoked, credentialFields[:]},
 	{EventCredentialDeleted, credentialFields[:]},
-	{EventLeaseCreated, []string{"delivery", "expires_at", "max_expires_at", "ttl", "ttl_capped", "rule", "policy_hash", "transport", "keep_on_disconnect", "peer"}},
+	{EventLeaseCreated, []string{"delivery", "expires_at", "max_expires_at", "ttl", "ttl_capped", "rule", "policy_hash", "transport", "keep_on_disconnect", "peer", "uid", "handle"}},
 	{EventLeaseRenewed, []string{"expires_at", "max_expires_at", "ttl", "ttl_capped", "rule", "policy_hash"}},
 	{EventLeaseOrphaned, []string{"ends_at", "reason"}},
 	{EventLeaseAdopted, []string{"session"}},
+	{EventLeaseUsed, []string{"delivery", "phase", "method", "path", "program", "status", "bytes_in", "bytes_out", "duration_ms", "reason", "peer"}},
 	{EventLeaseReleased, endFields[:]},
 	{EventLeaseExpired, endFields[:]},
 	{EventLeaseRevoked, endFields[:]},

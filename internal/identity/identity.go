@@ -99,7 +99,7 @@ func (p Principal) RateKey() string {
 }
 
 // Caller is one party of one connection or request: its principal and what else is known about it.
-// The fields after Scopes are for the record only and decide nothing.
+// Transport, UID and Remote say where it is; ClientName, ClientVersion and Peer are for the record only and decide nothing.
 type Caller struct {
 	Principal
 	Session       string // the session that its leases are bound to; empty: none (modern HTTP, admin)
@@ -108,6 +108,8 @@ type Caller struct {
 	ClientName    string // as the client claims
 	ClientVersion string // as the client claims
 	PID           int    // the local peer's process id; 0 elsewhere
+	UID           string // the local peer's uid; "" elsewhere
+	Remote        bool   // it is not on this machine
 	Peer          string // the local peer's program and those that started it, as they call themselves; "" elsewhere
 }
 

@@ -240,7 +240,9 @@ func (b *Broker) revokeAll(admin identity.Caller, set map[*lease]struct{}, reaso
 			return 0, err
 		}
 	}
-	return n, b.barrier()
+	err := b.barrier()
+	b.uses.gone()
+	return n, err
 }
 
 // barrier waits until everything submitted so far is durable: also what somebody else submitted and this answer rests
@@ -275,6 +277,7 @@ func (b *Broker) EndLease(_ context.Context, admin identity.Caller, id string) (
 	if err == nil {
 		_, err = b.settleLocked(w)
 	}
+	b.uses.gone()
 	return ended, err
 }
 

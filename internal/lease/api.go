@@ -5,6 +5,7 @@ import (
 
 	"keylease/internal/identity"
 	"keylease/internal/secret"
+	"keylease/internal/use"
 	"keylease/policy"
 )
 
@@ -38,6 +39,9 @@ type Grant struct {
 	Capped       bool          // more was asked for
 	SessionBound bool          // ends a grace after its session does
 	Metadata     map[string]string
+	Plan         *use.Plan     // what the proxy does with it; nil: the credential has no upstream
+	Env          string        // the variable in which a command finds it
+	Handle       secret.Secret // of a lease by proxy, when it is granted and never again
 }
 
 // Ended is how a lease stopped being one.
@@ -103,6 +107,8 @@ type NewCredential struct {
 	Value    secret.Secret
 	Metadata map[string]string
 	Policy   policy.CredentialPolicy
+	Expose   *use.Expose   // nil: nothing is said about commands
+	Upstream *use.Upstream // nil: it is not for the proxy
 }
 
 // VersionInfo is a version without its value.

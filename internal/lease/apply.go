@@ -2,6 +2,7 @@ package lease
 
 import (
 	"container/heap"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"strconv"
@@ -60,7 +61,7 @@ func (ix *index) applyCredential(e *store.Entry, rec any) error {
 		ix.addCredential(c)
 	}
 	if r, ok := rec.(credentialRecord); ok {
-		c.rec = r
+		c.is(r)
 		for _, v := range r.Versions {
 			ix.retire(c, v.Version)
 		}
@@ -186,7 +187,13 @@ func (ix *index) applyCreated(e *store.Entry) error {
 		id: e.LeaseID, cred: c, version: e.Version, purpose: e.Purpose, issued: e.Time, keep: keep,
 		owner:    identity.Principal{Type: identity.Type(e.Identity.Type), Name: e.Identity.Name, Proof: proof, By: e.Identity.By},
 		delivery: policy.Delivery(e.Details["delivery"]), session: e.Identity.Session,
-		expires: detailTime(e, "expires_at"), maxAt: detailTime(e, "max_expires_at"),
+		expires: detailTime(e, "expires_at"), maxAt: detailTime(e, "max_expires_at"), uid: e.Details["uid"],
+	}
+	if mac := e.Details["handle"]; mac != "" {
+		l.handle = new([32]byte)
+		if n, err := hex.Decode(l.handle[:], []byte(mac)); err != nil || n != 32 {
+			return fmt.Errorf("entry %d: its handle can't be read", e.Seq)
+		}
 	}
 	if keep {
 		l.session = ""
@@ -213,6 +220,7 @@ func (ix *index) loadRecords(s *store.Store) (damaged []error) {
 			damaged = append(damaged, fmt.Errorf("credential %s: %w", c.rec.Name, err))
 			continue
 		}
+		c.is(c.rec)
 		for _, v := range c.rec.Versions {
 			ix.retire(c, v.Version)
 		}

@@ -53,6 +53,7 @@ type Broker struct {
 	policy       policyState
 	sessions     map[string]identity.Principal // live sessions
 	lapsed       map[string]bool               // sessions that were forgotten for being quiet, while leases are bound to them
+	uses         *uses                         // has a mutex of its own
 	rates        rates
 	failures     failures
 	broken       error     // the trail can't be written; nothing changes until rebuild succeeds
@@ -73,7 +74,7 @@ func Open(ctx context.Context, c Config) (*Broker, error) {
 	if c.Grace == 0 {
 		c.Grace = DefaultGrace
 	}
-	b := &Broker{cfg: c, store: c.Store, unseal: c.Store.Value, sessions: map[string]identity.Principal{}, lapsed: map[string]bool{}, wake: make(chan struct{}, 1)}
+	b := &Broker{cfg: c, store: c.Store, unseal: c.Store.Value, sessions: map[string]identity.Principal{}, lapsed: map[string]bool{}, uses: newUses(), wake: make(chan struct{}, 1)}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := b.load(); err != nil {
@@ -140,6 +141,7 @@ func (b *Broker) rebuild() error {
 	}
 	b.broken, b.newest = nil, written{}
 	b.epoch++
+	b.uses.endWhere(func(id string) bool { return b.ix.leases[id] == nil }, "the lease could not be recorded")
 	if b.policy.current != nil { // its Entry may be among what was lost
 		if err := b.govern(b.policy.current); err != nil {
 			return err
@@ -263,6 +265,7 @@ func (b *Broker) change(c store.Change, rec any) (store.Entry, error) {
 // Close refuses all further changes, waits for those in flight, and writes a snapshot so that the next start is short.
 // It does not close the store.
 func (b *Broker) Close() error {
+	b.lastUses()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.broken != nil {

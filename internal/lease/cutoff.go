@@ -91,8 +91,11 @@ func (b *Broker) cutOff(admin identity.Caller, f Filter, reason string) (int, er
 		}
 		ended += n
 	}
+	b.uses.endWhere(func(id string) bool { l := b.ix.leases[id]; return l == nil || l.held.cut != nil }, reason)
 	b.poke()
-	return ended, b.barrier()
+	err := b.barrier()
+	b.uses.gone()
+	return ended, err
 }
 
 // writeCut writes the terminal Entries of at most max leases that a cutoff ended. Caller holds mu.

@@ -38,9 +38,12 @@ func (b *Broker) Freeze(_ context.Context, admin identity.Caller, reason string)
 			return Frozen{}, err
 		}
 	}
+	b.uses.endWhere(func(string) bool { return true }, "the operator has frozen keylease")
 	is := *b.ix.frozen
 	is.Already = already
-	return is, b.barrier()
+	err := b.barrier()
+	b.uses.gone()
+	return is, err
 }
 
 // Thaw lends again. It reports whether there was anything to thaw.

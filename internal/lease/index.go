@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"keylease/internal/identity"
+	"keylease/internal/use"
 	"keylease/policy"
 	"keylease/store"
 )
@@ -19,6 +20,7 @@ type index struct {
 	byID    map[string]*credential
 	names   []string // sorted; what list_credentials pages over
 	leases  map[string]*lease
+	handles map[[32]byte]*lease // by the keyed hash of the handle
 	due     deadlines
 	holders map[identity.Holder]*holding // what each identity holds since its last cutoff
 	cut     []*holding                   // what cutoffs ended, as long as a terminal Entry is missing
@@ -44,7 +46,16 @@ type credential struct {
 	ref     store.RecordRef
 	values  map[int]store.RecordRef
 	leases  map[*lease]struct{}
-	damaged string // why its record can't be believed; "" when it can
+	plan    *use.Plan // what rec's upstream means; nil: it has none
+	damaged string    // why its record can't be believed; "" when it can
+}
+
+// is makes r the record of c. What its upstream can't mean was refused when it was stored.
+func (c *credential) is(r credentialRecord) {
+	c.rec, c.plan = r, nil
+	if r.Upstream != nil {
+		c.plan, _ = r.Upstream.Plan()
+	}
 }
 
 // credentialRecord is what is sealed in the store about a credential; values are sealed apart, each by its own key.
@@ -58,6 +69,8 @@ type credentialRecord struct {
 	Versions  []versionRecord         `json:"versions"`
 	CreatedAt time.Time               `json:"created_at"`
 	UpdatedAt time.Time               `json:"updated_at"`
+	Expose    *use.Expose             `json:"expose,omitempty"`   // how a command gets it; nil: nothing was said
+	Upstream  *use.Upstream           `json:"upstream,omitempty"` // where the proxy uses it; nil: nowhere
 	// What the seed file said when it was last applied, as keyed hashes: of the value, and of all the rest.
 	SeededValue []byte `json:"seeded_value,omitempty"`
 	SeededRest  []byte `json:"seeded_rest,omitempty"`
@@ -99,6 +112,8 @@ type lease struct {
 	version   int
 	delivery  policy.Delivery
 	purpose   string
+	uid       string    // of the local process that it was lent to; "": not known
+	handle    *[32]byte // the keyed hash of its handle; nil: it is not for the proxy
 	issued    time.Time
 	expires   time.Time
 	maxAt     time.Time
@@ -167,7 +182,7 @@ func (t *token) principal() identity.Principal {
 
 func newIndex() *index {
 	return &index{
-		creds: map[string]*credential{}, byID: map[string]*credential{}, leases: map[string]*lease{},
+		creds: map[string]*credential{}, byID: map[string]*credential{}, leases: map[string]*lease{}, handles: map[[32]byte]*lease{},
 		holders: map[identity.Holder]*holding{}, owners: map[identity.Principal]map[*lease]struct{}{},
 		ended: newEndedRing(), tokens: map[string]*token{}, removed: map[string]bool{},
 		destroy: map[store.ValueRef]string{}, secrets: map[[32]byte]tokenText{},
@@ -195,6 +210,9 @@ func (ix *index) dropCredential(c *credential) {
 func (ix *index) addLease(l *lease, held *holding) {
 	ix.leases[l.id] = l
 	l.cred.leases[l] = struct{}{}
+	if l.handle != nil {
+		ix.handles[*l.handle] = l
+	}
 	l.held = held
 	held.leases[l] = struct{}{}
 	put(ix.owners, l.owner, l)
@@ -203,6 +221,9 @@ func (ix *index) addLease(l *lease, held *holding) {
 
 func (ix *index) endLease(l *lease, state State, at time.Time) {
 	delete(ix.leases, l.id)
+	if l.handle != nil {
+		delete(ix.handles, *l.handle)
+	}
 	delete(l.cred.leases, l)
 	ix.letGo(l)
 	drop(ix.owners, l.owner, l)

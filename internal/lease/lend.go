@@ -3,6 +3,8 @@ package lease
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"fmt"
 	"maps"
 	"slices"
@@ -11,13 +13,11 @@ import (
 	"unicode/utf8"
 
 	"keylease/internal/identity"
+	"keylease/internal/secret"
 	"keylease/internal/ttl"
 	"keylease/policy"
 	"keylease/store"
 )
-
-// built is what this version can deliver. What policy allows beyond it is not offered.
-var built = [...]policy.Delivery{policy.Value}
 
 // Lease opens a lease for caller, or says in a Refusal why not. When it returns without error the grant is on disk.
 func (b *Broker) Lease(_ context.Context, caller identity.Caller, r Request) (Grant, error) {
@@ -25,7 +25,8 @@ func (b *Broker) Lease(_ context.Context, caller identity.Caller, r Request) (Gr
 		return Grant{}, invalid("purpose is longer than %d characters", MaxPurpose)
 	}
 	b.mu.Lock()
-	l, d, w, err := b.admit(caller, r)
+	handle := newHandle()
+	l, d, w, err := b.admit(caller, r, handle)
 	b.mu.Unlock()
 	if err != nil {
 		return Grant{}, b.denied(caller, r.Credential, "", "lease", r.Purpose, r.Delivery, err)
@@ -37,11 +38,13 @@ func (b *Broker) Lease(_ context.Context, caller identity.Caller, r Request) (Gr
 	defer b.mu.Unlock()
 	l.durable = true
 	b.poke()
-	return grant(l, l.issued, d.Capped), nil
+	g := grant(l, l.issued, d.Capped)
+	g.Handle = handle
+	return g, nil
 }
 
 // admit decides and, where the answer is yes, makes the lease. Caller holds mu.
-func (b *Broker) admit(caller identity.Caller, r Request) (*lease, policy.Decision, written, error) {
+func (b *Broker) admit(caller identity.Caller, r Request, handle secret.Secret) (*lease, policy.Decision, written, error) {
 	now := b.now()
 	var none policy.Decision
 	if err := cmp.Or(b.begin(caller, now), b.thawed()); err != nil {
@@ -57,7 +60,7 @@ func (b *Broker) admit(caller identity.Caller, r Request) (*lease, policy.Decisi
 	q := b.question(caller.Principal, c)
 	q.TTL, q.Purpose, q.Delivery = r.TTL, r.Purpose, r.Delivery
 	d := b.policy.current.Decide(q)
-	delivery, err := permitted(d, r)
+	delivery, err := permitted(d, r, c, caller)
 	if err != nil {
 		return nil, none, written{}, err
 	}
@@ -80,6 +83,13 @@ func (b *Broker) admit(caller identity.Caller, r Request) (*lease, policy.Decisi
 	}
 	if b.policy.current != nil {
 		e.Details["policy_hash"] = b.policy.current.Hash()
+	}
+	if delivery == policy.Proxy {
+		mac := b.handleMAC(string(handle.Bytes()))
+		e.Details["handle"] = hex.EncodeToString(mac[:])
+	}
+	if caller.UID != "" {
+		e.Details["uid"] = caller.UID
 	}
 	notePeer(&e, caller)
 	w, err := b.submit(store.Change{Entry: e}, nil)
@@ -142,7 +152,7 @@ func inScope(caller identity.Caller, scope identity.Scopes) error {
 }
 
 // permitted turns a decision into the delivery that is used, or into the refusal that the caller may see.
-func permitted(d policy.Decision, r Request) (policy.Delivery, error) {
+func permitted(d policy.Decision, r Request, c *credential, caller identity.Caller) (policy.Delivery, error) {
 	if !d.Allow {
 		return "", notAvailable()
 	}
@@ -153,9 +163,9 @@ func permitted(d policy.Decision, r Request) (policy.Delivery, error) {
 	if d.PurposeRequired && r.Purpose == "" {
 		return "", refuse(InvalidArgument, "this credential is lent only with a purpose", "Call again with purpose: one line that tells a human what you will do with it.")
 	}
-	open := deliverable(d)
+	open := deliverable(d, c, caller)
 	if r.Delivery == "" && len(open) > 0 {
-		return open[0], nil
+		return usual(open, c), nil
 	}
 	if !slices.Contains(open, r.Delivery) {
 		return "", refuse(DeliveryUnavailable, "this credential can't be delivered to you in that way",
@@ -164,16 +174,39 @@ func permitted(d policy.Decision, r Request) (policy.Delivery, error) {
 	return r.Delivery, nil
 }
 
-// deliverable is what policy allows and this version has, least exposing first.
-func deliverable(d policy.Decision) []policy.Delivery {
+// deliverable is what policy allows and the caller can use, least exposing first: the proxy is for credentials that
+// have an upstream and, as commands are, for callers on this machine.
+func deliverable(d policy.Decision, c *credential, caller identity.Caller) []policy.Delivery {
 	open := []policy.Delivery{}
 	for _, way := range d.Deliveries {
-		if slices.Contains(built[:], way) {
-			open = append(open, way)
+		switch way {
+		case policy.Proxy:
+			if c.plan == nil || caller.Remote {
+				continue
+			}
+		case policy.Exec:
+			if caller.Transport != "local" {
+				continue
+			}
 		}
+		open = append(open, way)
 	}
 	return open
 }
+
+// usual is what a caller gets that does not say: the least exposing delivery that the admin set the credential up for.
+// A command can get any credential, but one without an expose was made to be lent as it is.
+func usual(open []policy.Delivery, c *credential) policy.Delivery {
+	for _, way := range open {
+		if way != policy.Exec || c.rec.Expose != nil {
+			return way
+		}
+	}
+	return open[0]
+}
+
+// newHandle is the bearer of a lease by proxy: 130 random bits in letters and digits, which every client takes for a key.
+func newHandle() secret.Secret { return secret.New([]byte("klh_" + rand.Text())) }
 
 // room refuses where one more lease would be over a limit in force. The index is exact: nobody is between this
 // count and the lease that follows it. Caller holds mu.
@@ -253,7 +286,7 @@ func (b *Broker) extend(caller identity.Caller, r RenewRequest, now time.Time) (
 	q := b.question(caller.Principal, l.cred)
 	q.TTL, q.Purpose, q.Delivery = r.TTL, l.purpose, l.delivery
 	d := b.policy.current.Decide(q)
-	if l.cred.state() != stateActive || !d.Allow || !slices.Contains(deliverable(d), l.delivery) || d.Approval != policy.None && d.Approval != "" {
+	if l.cred.state() != stateActive || !goesOn(l, d) {
 		return nil, false, written{}, notAvailable()
 	}
 	ceiling := l.issued.Add(d.MaxTTL)
@@ -302,6 +335,7 @@ func (b *Broker) Release(_ context.Context, caller identity.Caller, id string) (
 			return Ended{}, err
 		}
 	}
+	b.uses.gone()
 	return ended, nil
 }
 
@@ -343,6 +377,7 @@ func (b *Broker) end(l *lease, event store.Event, by identity.Caller, now time.T
 		e.Details["by"] = "admin"
 	}
 	w, err := b.submit(store.Change{Entry: e}, nil)
+	b.uses.end(l.id, cmp.Or(reason, "the lease was "+strings.TrimPrefix(string(event), "lease.")))
 	state := map[store.Event]State{store.EventLeaseReleased: Released, store.EventLeaseExpired: Expired, store.EventLeaseRevoked: Revoked}[event]
 	return Ended{l.id, state, at, at.Sub(l.issued)}, w, err
 }
@@ -370,7 +405,8 @@ func (c *credential) state() string {
 func grant(l *lease, from time.Time, capped bool) Grant {
 	return Grant{LeaseID: l.id, Credential: l.cred.rec.Name, Type: l.cred.rec.Type, Version: l.version,
 		Delivery: l.delivery, IssuedAt: l.issued, ExpiresAt: l.expires, MaxExpiresAt: l.maxAt,
-		TTL: l.expires.Sub(from), Capped: capped, SessionBound: l.session != "", Metadata: maps.Clone(l.cred.rec.Metadata)}
+		TTL: l.expires.Sub(from), Capped: capped, SessionBound: l.session != "", Metadata: maps.Clone(l.cred.rec.Metadata),
+		Plan: l.cred.plan, Env: l.cred.envName()}
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }

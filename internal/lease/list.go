@@ -60,7 +60,7 @@ func (b *Broker) List(_ context.Context, caller identity.Caller, r ListRequest) 
 			page.NextCursor = b.cursor(caller.Principal, page.Credentials[len(page.Credentials)-1].Name)
 			break
 		}
-		page.Credentials = append(page.Credentials, offer(c, d, caller.Principal, now))
+		page.Credentials = append(page.Credentials, offer(c, d, caller, now))
 	}
 	return page, nil
 }
@@ -77,13 +77,13 @@ func (r ListRequest) fits(c *credential) bool {
 	return r.Match == "" || policy.Glob(r.Match, c.rec.Name)
 }
 
-func offer(c *credential, d policy.Decision, p identity.Principal, now time.Time) Offer {
+func offer(c *credential, d policy.Decision, caller identity.Caller, now time.Time) Offer {
 	live := byExpiry(c.leases, now)
 	o := Offer{Name: c.rec.Name, Type: c.rec.Type, State: c.state(), Metadata: maps.Clone(c.rec.Metadata),
-		Deliveries: deliverable(d), DefaultTTL: d.TTL, MaxTTL: d.MaxTTL, MaxLeases: d.MaxLeases,
+		Deliveries: deliverable(d, c, caller), DefaultTTL: d.TTL, MaxTTL: d.MaxTTL, MaxLeases: d.MaxLeases,
 		LeasesInUse: len(live), Approval: d.Approval, RotationDue: c.rotationDue(now), YourLeases: []OwnLease{}}
 	for _, l := range live {
-		if l.owner == p {
+		if l.owner == caller.Principal {
 			o.YourLeases = append(o.YourLeases, l.own())
 		}
 	}

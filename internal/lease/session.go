@@ -42,9 +42,7 @@ func (b *Broker) adopt(caller identity.Caller) (all []written) {
 		if l.orphanEnd.IsZero() {
 			continue
 		}
-		e := l.entry(store.EventLeaseAdopted, caller, now)
-		e.Details = map[string]string{"session": caller.Session}
-		if w, err := b.submit(store.Change{Entry: e}, nil); err == nil {
+		if w, err := b.adoptInto(l, caller.Session, now); err == nil {
 			all = append(all, w)
 		}
 	}
@@ -111,7 +109,11 @@ func (b *Broker) detach(session string) (all []written) {
 		if l.session != session {
 			continue
 		}
-		if w, err := b.orphan(l, now, "session ended"); err == nil {
+		leave := func() (written, error) { return b.orphan(l, now, "session ended") }
+		if runs := b.uses.holder(l.id); runs != "" && runs != session { // a command holds it now
+			leave = func() (written, error) { return b.adoptInto(l, runs, now) }
+		}
+		if w, err := leave(); err == nil {
 			all = append(all, w)
 		}
 	}

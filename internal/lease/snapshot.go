@@ -62,6 +62,8 @@ type leaseMark struct {
 	MaxAt        time.Time          `json:"max_at"`
 	Keep         bool               `json:"keep,omitempty"`
 	OrphanEnd    time.Time          `json:"orphan_end,omitzero"`
+	UID          string             `json:"uid,omitempty"`
+	Handle       *[32]byte          `json:"handle,omitempty"`
 }
 
 type destroyMark struct {
@@ -80,7 +82,7 @@ func (ix *index) snapshot() ([]byte, error) {
 	}
 	for _, l := range ix.leases {
 		s.Leases = append(s.Leases, leaseMark{l.id, l.cred.rec.ID, l.owner, l.session, l.version, l.delivery,
-			l.purpose, l.issued, l.expires, l.maxAt, l.keep, l.orphanEnd})
+			l.purpose, l.issued, l.expires, l.maxAt, l.keep, l.orphanEnd, l.uid, l.handle})
 	}
 	for _, h := range ix.cut {
 		m := cutMark{cutoff: *h.cut, Holder: h.of}
@@ -139,7 +141,7 @@ func (ix *index) restore(data []byte) error {
 		}
 		ix.addLease(&lease{id: m.ID, owner: m.Owner, session: m.Session, cred: c, version: m.Version,
 			delivery: m.Delivery, purpose: m.Purpose, issued: m.Issued, expires: m.Expires, maxAt: m.MaxAt,
-			keep: m.Keep, orphanEnd: m.OrphanEnd, durable: true}, held)
+			keep: m.Keep, orphanEnd: m.OrphanEnd, uid: m.UID, handle: m.Handle, durable: true}, held)
 	}
 	ix.cut = slices.DeleteFunc(ix.cut, func(h *holding) bool { return len(h.leases) == 0 }) // nothing to write for it
 	for _, e := range s.Ended {
