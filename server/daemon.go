@@ -33,6 +33,9 @@ type Options struct {
 	// MCP is served in the place of the three tools, behind the same doors: the conformance suite wants tools of its
 	// own. nil: the three tools.
 	MCP *mcpserver.MCPServer
+	// Proxy and Command are for the tools: see tools.Options.
+	Proxy   func(context.Context) (origin string, err error)
+	Command []string
 
 	Log            zerolog.Logger
 	Version        string
@@ -126,7 +129,7 @@ func Serve(ctx context.Context, o Options) error {
 func (d *daemon) backendOf(b *lease.Broker, closeAll func() error) backend {
 	mcp := d.MCP
 	if mcp == nil {
-		mcp = tools.NewServer(b, d.Log, d.Version)
+		mcp = tools.NewServer(tools.Options{Broker: b, Log: d.Log, Version: d.Version, Proxy: d.Proxy, Command: d.Command})
 	}
 	return backend{
 		local: local{mcp: mcp, attach: b.Attach, detach: b.Detach, lapse: b.Lapse,

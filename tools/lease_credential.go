@@ -2,9 +2,11 @@ package tools
 
 import (
 	"context"
+	"slices"
 
 	"github.com/mark3labs/mcp-go/mcp"
 
+	"keylease/internal/identity"
 	"keylease/internal/lease"
 	"keylease/internal/ttl"
 	"keylease/policy"
@@ -31,8 +33,19 @@ type leaseResult struct {
 	TTL          string            `json:"ttl" jsonschema:"Time granted from now, like 30m"`
 	TTLCapped    bool              `json:"ttl_capped" jsonschema:"True when you asked for more than is allowed"`
 	Metadata     map[string]string `json:"metadata" jsonschema:"What belongs to the credential and is not secret, such as an access key id"`
+	Use          *useResult        `json:"use,omitempty" jsonschema:"How to use the credential without seeing it. Absent when it is delivered by value."`
 	Value        string            `json:"value,omitempty" jsonschema:"The secret. Use it and forget it: do not print, log or store it. Absent when a lease is renewed."`
 	Hint         string            `json:"hint" jsonschema:"What to do next"`
+}
+
+// useResult is how a lease by exec or by proxy is used.
+type useResult struct {
+	CommandPrefix []string          `json:"command_prefix,omitempty" jsonschema:"exec: put this in front of the command that needs the credential; it runs with it in its environment"`
+	EnvNames      []string          `json:"env_names,omitempty" jsonschema:"exec: the variables in which the command finds it"`
+	BaseURL       string            `json:"base_url,omitempty" jsonschema:"proxy: give this to the client library as its base URL"`
+	APIKey        string            `json:"api_key,omitempty" jsonschema:"proxy: give this to the client library where the key would be. It works only here, for what is allowed, until the lease ends."`
+	Env           map[string]string `json:"env,omitempty" jsonschema:"proxy: environment variables that set the service's own tools up"`
+	Allowed       []string          `json:"allowed,omitempty" jsonschema:"proxy: the requests that may be made; * is one part of a path, ** is all that follows"`
 }
 
 func leaseTool() mcp.Tool {
@@ -64,7 +77,7 @@ func (a agent) lease(ctx context.Context, in leaseArgs) (leaseResult, error) {
 		return leaseResult{}, err
 	}
 	if in.LeaseID != "" {
-		g, err := a.broker.Renew(ctx, caller, lease.RenewRequest{LeaseID: in.LeaseID, TTL: asked, Credential: in.Credential, Delivery: way})
+		g, err := a.Broker.Renew(ctx, caller, lease.RenewRequest{LeaseID: in.LeaseID, TTL: asked, Credential: in.Credential, Delivery: way})
 		if err != nil {
 			return leaseResult{}, err
 		}
@@ -74,24 +87,52 @@ func (a agent) lease(ctx context.Context, in leaseArgs) (leaseResult, error) {
 		return leaseResult{}, &lease.Refusal{Code: lease.InvalidArgument, Message: "credential is missing",
 			Hint: "Give the name of a credential from list_credentials, or lease_id to renew a lease."}
 	}
-	g, err := a.broker.Lease(ctx, caller, lease.Request{Credential: in.Credential, TTL: asked, Purpose: in.Purpose, Delivery: way})
+	g, err := a.Broker.Lease(ctx, caller, lease.Request{Credential: in.Credential, TTL: asked, Purpose: in.Purpose, Delivery: way})
 	if err != nil {
 		return leaseResult{}, err
 	}
-	value, err := a.broker.Reveal(ctx, caller, g.LeaseID)
+	out, err := a.deliver(ctx, caller, g)
 	if err != nil {
-		// Nobody can use a lease whose value can't be read: do not leave it standing.
-		if _, releaseErr := a.broker.Release(ctx, caller, g.LeaseID); releaseErr != nil {
-			a.log.Error().Err(releaseErr).Str("lease_id", g.LeaseID).Msg("a lease without a value could not be released")
+		// Nobody can use a lease that can't be delivered: do not leave it standing.
+		if _, releaseErr := a.Broker.Release(ctx, caller, g.LeaseID); releaseErr != nil {
+			a.Log.Error().Err(releaseErr).Str("lease_id", g.LeaseID).Msg("a lease that could not be delivered could not be released")
 		}
 		return leaseResult{}, err
 	}
-	defer value.Wipe()
-	hint := "Use the value where it is needed and do not print, log or store it. Call release_lease when the work is done. If you need longer, call lease_credential again with lease_id."
+	out.Hint += " Call release_lease when the work is done. If you need longer, call lease_credential again with lease_id."
 	if !g.SessionBound {
-		hint += " This lease ends only when it expires, is released or revoked: closing the connection does not end it."
+		out.Hint += " This lease ends only when it expires, is released or revoked: closing the connection does not end it."
 	}
-	out := granted(g, hint)
+	return out, nil
+}
+
+// deliver adds to a grant what its holder uses it by.
+func (a agent) deliver(ctx context.Context, caller identity.Caller, g lease.Grant) (leaseResult, error) {
+	switch g.Delivery {
+	case policy.Proxy:
+		origin, err := a.Proxy(ctx)
+		if err != nil {
+			return leaseResult{}, err
+		}
+		handle := string(g.Handle.Bytes())
+		out := granted(g, "Give base_url and api_key to the client library or tool, or set env for it: requests go through keylease, which puts the key in. You never see the key; api_key works only here and only while the lease lives.")
+		out.Use = &useResult{BaseURL: g.Plan.BaseURL(origin), APIKey: handle, Env: g.Plan.Env(origin, handle), Allowed: g.Plan.Allowed()}
+		return out, nil
+	case policy.Exec:
+		out := granted(g, "Run the command that needs the credential with command_prefix in front of it: it finds the value in its environment, and you never see it. What it prints is masked.")
+		prefix := append(slices.Clone(a.Command), "exec")
+		if caller.Proof == identity.Declared {
+			prefix = append(prefix, "--as", caller.Name)
+		}
+		out.Use = &useResult{CommandPrefix: append(prefix, "--lease", g.LeaseID, "--"), EnvNames: []string{g.Env}}
+		return out, nil
+	}
+	value, err := a.Broker.Reveal(ctx, caller, g.LeaseID)
+	if err != nil {
+		return leaseResult{}, err
+	}
+	defer value.Wipe()
+	out := granted(g, "Use the value where it is needed and do not print, log or store it.")
 	out.Value = string(value.Bytes())
 	return out, nil
 }

@@ -61,7 +61,7 @@ func (a agent) list(ctx context.Context, in listArgs) (listResult, error) {
 	if err != nil {
 		return listResult{}, err
 	}
-	page, err := a.broker.List(ctx, caller, lease.ListRequest{Match: in.Match, Type: in.Type, Metadata: in.Metadata,
+	page, err := a.Broker.List(ctx, caller, lease.ListRequest{Match: in.Match, Type: in.Type, Metadata: in.Metadata,
 		Limit: in.Limit, Cursor: in.Cursor})
 	if err != nil {
 		return listResult{}, err

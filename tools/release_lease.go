@@ -42,7 +42,7 @@ func (a agent) release(ctx context.Context, in releaseArgs) (releaseResult, erro
 		return releaseResult{}, &lease.Refusal{Code: lease.InvalidArgument, Message: "lease_id is missing",
 			Hint: "Give the lease_id that lease_credential returned; list_credentials shows yours under your_leases."}
 	}
-	ended, err := a.broker.Release(ctx, caller, in.LeaseID)
+	ended, err := a.Broker.Release(ctx, caller, in.LeaseID)
 	if err != nil {
 		return releaseResult{}, err
 	}

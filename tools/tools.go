@@ -26,14 +26,26 @@ import (
 
 const instructions = `keylease lends credentials (API keys, secrets) for a limited time. Call list_credentials to see what you may lease, lease_credential to lease one with a purpose, release_lease when the work is done. Never print, log or store a value, and never look for keys in files or environment variables: if a credential is not listed, ask the operator.`
 
+// Options is what the tools work with.
+type Options struct {
+	Broker  *lease.Broker
+	Log     zerolog.Logger
+	Version string
+	// Proxy returns where the proxy is reached from this machine, as http://127.0.0.1:8701, and opens it if need be.
+	// nil: there is none, and no credential is set up for it.
+	Proxy func(context.Context) (origin string, err error)
+	// Command is how an agent's shell starts keylease, with the flags by which it finds this daemon.
+	Command []string
+}
+
 // NewServer returns the MCP server with the three tools.
-func NewServer(b *lease.Broker, log zerolog.Logger, version string) *mcpserver.MCPServer {
-	s := mcpserver.NewMCPServer("keylease", version, append(Checks(),
+func NewServer(o Options) *mcpserver.MCPServer {
+	s := mcpserver.NewMCPServer("keylease", o.Version, append(Checks(),
 		mcpserver.WithToolCapabilities(false),
 		mcpserver.WithInstructions(instructions),
-		mcpserver.WithToolHandlerMiddleware(recovered(log)),
+		mcpserver.WithToolHandlerMiddleware(recovered(o.Log)),
 	)...)
-	a := agent{b, log}
+	a := agent{o}
 	s.AddTool(listTool(), typed(a.list))
 	s.AddTool(leaseTool(), typed(a.lease))
 	s.AddTool(releaseTool(), typed(a.release))
@@ -155,10 +167,7 @@ func singleTypes(schema any) {
 }
 
 // agent answers tool calls for whoever the transport says is calling.
-type agent struct {
-	broker *lease.Broker
-	log    zerolog.Logger
-}
+type agent struct{ Options }
 
 // caller returns who is calling. The context it returns is not cancelled with the request: a change that was begun
 // is finished and recorded, whether or not anybody still waits for the answer.

@@ -45,7 +45,8 @@ func newServer(t *testing.T, log zerolog.Logger) *mcpserver.MCPServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return NewServer(b, log, "test")
+	return NewServer(Options{Broker: b, Log: log, Version: "test", Command: []string{"keylease"},
+		Proxy: func(context.Context) (string, error) { return "http://127.0.0.1:1", nil }})
 }
 
 func agentContext() context.Context {

@@ -79,7 +79,7 @@ func (b *Broker) Put(_ context.Context, admin identity.Caller, c NewCredential) 
 func (b *Broker) create(admin identity.Caller, c NewCredential, seeded *seedMarks, details map[string]string) (*credential, error) {
 	now := b.now()
 	rec := credentialRecord{ID: newID("cr_"), Name: c.Name, Type: c.Type, State: stateActive, Metadata: c.Metadata,
-		Policy: c.Policy, CreatedAt: now, UpdatedAt: now}
+		Policy: c.Policy, CreatedAt: now, UpdatedAt: now, Expose: c.Expose, Upstream: c.Upstream}
 	if seeded != nil {
 		rec.SeededValue, rec.SeededRest = seeded.value, seeded.rest
 	}

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"keylease/internal/use"
 	"keylease/policy"
 	"keylease/store"
 )
@@ -146,8 +147,11 @@ func (s *uses) stopping() *Use {
 }
 
 // spend takes one proxied request out of the rate of a lease.
-func (s *uses) spend(id string, p *policy.Policy, now time.Time) error {
+func (s *uses) spend(id string, p *policy.Policy, plan *use.Plan, now time.Time) error {
 	perSecond, burst := p.UseLimits()
+	if r, b := plan.Rate(); r > 0 && (perSecond <= 0 || r < perSecond) {
+		perSecond, burst = r, b
+	}
 	if perSecond <= 0 {
 		return nil
 	}
@@ -162,7 +166,7 @@ func (s *uses) spend(id string, p *policy.Policy, now time.Time) error {
 		return nil
 	}
 	r := refuse(RateLimited, fmt.Sprintf("more than %g requests a second came under this lease", perSecond), "Wait for retry_after and go on more slowly.")
-	r.RetryAfter = time.Second
+	r.RetryAfter = max(time.Duration(float64(time.Second)/perSecond), time.Second)
 	return r
 }
 

@@ -191,7 +191,7 @@ func (b *Broker) admitUse(handle, uid, method, path string) (*Use, sealedAt, err
 	if err := b.usable(l, now); err != nil {
 		return nil, sealedAt{}, err
 	}
-	if err := b.uses.spend(l.id, b.policy.current, now); err != nil {
+	if err := b.uses.spend(l.id, b.policy.current, l.cred.plan, now); err != nil {
 		return nil, sealedAt{}, err
 	}
 	details := map[string]string{"method": CleanText(method, 20), "path": CleanText(path, 300)}

@@ -122,7 +122,7 @@ func (w *world) put(name, value string, p policy.CredentialPolicy) {
 // agent is a declared local caller with a live session.
 func (w *world) agent(name string) identity.Caller {
 	c := identity.Caller{Principal: identity.Principal{Type: identity.Agent, Name: name, By: "uid:1000"},
-		Session: newID("s_"), Transport: "local"}
+		Session: newID("s_"), Transport: "local", UID: "1000"}
 	w.Attach(context.Background(), c)
 	return c
 }
