@@ -218,7 +218,7 @@ func (b *Broker) settleLocked(w written) (store.Entry, error) {
 // writeFailed makes the Broker forget what the disk does not know. The store fails everything that was queued behind
 // a failed write too, so the first to hear of it rebuilds for all. Caller holds mu.
 func (b *Broker) writeFailed(w written, err error) error {
-	if w.epoch != b.epoch {
+	if w.epoch != b.epoch || b.closed {
 		return unavailable()
 	}
 	b.cfg.Log.Error().Err(err).Msg("a change could not be recorded and was not made")

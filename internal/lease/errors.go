@@ -48,6 +48,14 @@ func AsRefusal(err error) *Refusal {
 	return nil
 }
 
+// codeOf is why err refuses; "" where it is no refusal.
+func codeOf(err error) Code {
+	if r := AsRefusal(err); r != nil {
+		return r.Code
+	}
+	return ""
+}
+
 func refuse(code Code, message, hint string) *Refusal {
 	return &Refusal{Code: code, Message: message, Hint: hint}
 }

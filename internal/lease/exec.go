@@ -29,7 +29,15 @@ type ExecRequest struct {
 // caller.Session holds the lease, which so outlives the session that it was opened in. A lease that was opened for a
 // command is released when the last command on it has ended. When Exec returns without error its lease.used is on disk.
 func (b *Broker) Exec(ctx context.Context, caller identity.Caller, r ExecRequest) (*Use, error) {
+	named := r.LeaseID
 	u, at, err := b.admitExec(ctx, caller, &r)
+	for range 2 { // two commands at once: the other one opened the lease meanwhile, or ended it
+		if code := codeOf(err); named != "" || code != LeaseLimit && code != LeaseEnded {
+			break
+		}
+		r.LeaseID = ""
+		u, at, err = b.admitExec(ctx, caller, &r)
+	}
 	if err != nil {
 		b.mu.Lock()
 		delete(b.sessions, caller.Session)

@@ -131,7 +131,10 @@ func (s *uses) gone() {
 			s.mu.Lock()
 			delete(s.cut, u)
 			s.mu.Unlock()
-		case <-deadline:
+		case <-deadline: // nobody else need wait for these
+			s.mu.Lock()
+			clear(s.cut)
+			s.mu.Unlock()
 			return
 		}
 	}

@@ -3,6 +3,8 @@ package lease
 import (
 	"context"
 	"errors"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -111,14 +113,18 @@ func TestAHandleUsesTheKeyAndNeverTellsIt(t *testing.T) {
 func TestWhateverEndsALeaseCutsItsUses(t *testing.T) {
 	ctx := context.Background()
 	for name, end := range map[string]func(w *world, c identity.Caller, id string){
-		"release":    func(w *world, c identity.Caller, id string) { _, _ = w.Release(ctx, c, id) },
-		"admin":      func(w *world, _ identity.Caller, id string) { _, _ = w.EndLease(ctx, operator, id) },
-		"identity":   func(w *world, c identity.Caller, _ string) { _, _ = w.RevokeLeases(ctx, operator, Filter{Identity: c.Name}) },
-		"credential": func(w *world, _ identity.Caller, _ string) { _, _ = w.RevokeLeases(ctx, operator, Filter{Credential: "openai"}) },
-		"revoke":     func(w *world, _ identity.Caller, _ string) { _, _ = w.RevokeCredential(ctx, operator, "openai") },
-		"remove":     func(w *world, _ identity.Caller, _ string) { _ = w.Remove(ctx, operator, "openai") },
-		"freeze":     func(w *world, _ identity.Caller, _ string) { _, _ = w.Freeze(ctx, operator, "") },
-		"expiry":     func(w *world, _ identity.Caller, _ string) { w.pass(3 * time.Hour); w.sweep(ctx) },
+		"release": func(w *world, c identity.Caller, id string) { _, _ = w.Release(ctx, c, id) },
+		"admin":   func(w *world, _ identity.Caller, id string) { _, _ = w.EndLease(ctx, operator, id) },
+		"identity": func(w *world, c identity.Caller, _ string) {
+			_, _ = w.RevokeLeases(ctx, operator, Filter{Identity: c.Name})
+		},
+		"credential": func(w *world, _ identity.Caller, _ string) {
+			_, _ = w.RevokeLeases(ctx, operator, Filter{Credential: "openai"})
+		},
+		"revoke": func(w *world, _ identity.Caller, _ string) { _, _ = w.RevokeCredential(ctx, operator, "openai") },
+		"remove": func(w *world, _ identity.Caller, _ string) { _ = w.Remove(ctx, operator, "openai") },
+		"freeze": func(w *world, _ identity.Caller, _ string) { _, _ = w.Freeze(ctx, operator, "") },
+		"expiry": func(w *world, _ identity.Caller, _ string) { w.pass(3 * time.Hour); w.sweep(ctx) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
@@ -261,5 +267,27 @@ func TestOnlyLeasesByExecAreRedeemed(t *testing.T) {
 	far.Transport = "http"
 	if _, err := w.Lease(context.Background(), far, Request{Credential: "openai", Delivery: policy.Exec}); AsRefusal(err) == nil || AsRefusal(err).Code != DeliveryUnavailable {
 		t.Errorf("exec over HTTP: %v", err)
+	}
+}
+
+func TestCommandsStartedAtOnceShareOneLease(t *testing.T) {
+	w := newWorld(t)
+	w.put("key", "sk-fake-1", policy.CredentialPolicy{MaxLeases: 1})
+	var all sync.WaitGroup
+	var ran atomic.Int32
+	for range 64 {
+		all.Go(func() {
+			u, err := w.Exec(context.Background(), w.shell(), ExecRequest{Credential: "key"})
+			if err != nil {
+				t.Errorf("a command was refused: %v", err)
+				return
+			}
+			ran.Add(1)
+			u.End(Outcome{})
+		})
+	}
+	all.Wait()
+	if ran.Load() != 64 || len(w.ix.leases) != 0 || len(w.sessions) != 0 {
+		t.Errorf("%d commands ran; %d leases and %d sessions are left", ran.Load(), len(w.ix.leases), len(w.sessions))
 	}
 }

@@ -36,7 +36,7 @@ func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{t: t, dir: t.TempDir(), now: time.Date(2026, 11, 23, 9, 0, 0, 0, time.UTC)}
 	w.open()
-	t.Cleanup(func() { _ = w.store.Close() })
+	t.Cleanup(func() { w.lastUses(); _ = w.store.Close() })
 	return w
 }
 
@@ -72,6 +72,7 @@ func (w *world) restart(clean bool) {
 			w.t.Fatal(err)
 		}
 	}
+	w.lastUses()
 	if err := w.store.Close(); err != nil {
 		w.t.Fatal(err)
 	}
