@@ -123,7 +123,7 @@ var values = rapid.OneOf(
 	rapid.StringMatching(`[ -~]{8,40}`),
 	rapid.StringMatching(`[+/="<>&'\\é☃𝄞 a-c%]{8,30}`),
 	rapid.StringMatching(`[ab]{8,12}`), // overlaps itself
-	rapid.Just(plainKey), rapid.Just(specialKey), rapid.Just(pem), rapid.Just(strings.ReplaceAll(pem, "\n", "\r\n")),
+	rapid.Just(plainKey), rapid.Just(specialKey), rapid.Just(pem), rapid.Just(strings.ReplaceAll(pem, "\n", "\r\n")), rapid.Just("one\r\ntwo\nthree"),
 )
 
 // TestD5NoSpellingLeavesWhole: any value, every spelling, cut anyhow. The text around is of characters that no spelling
@@ -131,8 +131,11 @@ var values = rapid.OneOf(
 func TestD5NoSpellingLeavesWhole(t *testing.T) {
 	around := rapid.StringMatching(`[\x01\x02;]{0,20}`)
 	rapid.Check(t, func(t *rapid.T) {
-		v := values.Draw(t, "value")
-		m := New([]byte(v))
+		v := strings.TrimSpace(values.Draw(t, "value"))
+		if len(v) < least {
+			t.Skip("too short")
+		}
+		m := New([]byte(v + rapid.SampledFrom([]string{"", "\n", " \r\n"}).Draw(t, "end")))
 		for name, spelled := range spellings(v) {
 			if strings.ContainsAny(spelled, "\x01\x02;") && !strings.Contains(name, "html") {
 				continue
@@ -293,7 +296,7 @@ func TestAMaskerDoesNotPrintAndIsWiped(t *testing.T) {
 	kept := m.patterns
 	m.Wipe()
 	for _, p := range kept[:cap(kept)] {
-		if p.key != 0 || bytes.ContainsFunc(p.rest, func(r rune) bool { return r != 0 }) {
+		if p.key != 0 || bytes.ContainsFunc(p.text, func(r rune) bool { return r != 0 }) {
 			t.Fatal("a pattern is left")
 		}
 	}
@@ -328,7 +331,7 @@ func FuzzMask(f *testing.F) {
 			t.Fatalf("in two pieces %q, whole %q", &out, whole)
 		}
 		for _, part := range bytes.Split(out.Bytes(), []byte("[secret]")) {
-			if len(value) >= least && bytes.Contains(part, value) && !bytes.Contains(value, []byte("[secret]")) {
+			if len(value) >= least && !m.Short() && bytes.Contains(part, value) && !bytes.Contains(value, []byte("[secret]")) {
 				t.Fatalf("the value is in %q", part)
 			}
 		}

@@ -10,14 +10,27 @@ import (
 	"unicode/utf8"
 )
 
-// spell adds every spelling of a value: as it is, escaped as text, base64, hex; then those of its lines.
+// spell adds every spelling of a value: as it is, escaped as text, base64, hex; then those of its lines. What stands
+// around a value, a line break mostly, is no secret: it is seldom printed with it.
 func (m *Masker) spell(value []byte) {
 	if len(value) < least {
 		return
 	}
-	for _, v := range variants(value) {
-		m.text(v)
-		m.codes(v, true)
+	unix := bytes.ReplaceAll(value, []byte("\r\n"), []byte("\n"))
+	whole := [][]byte{
+		value,
+		unix,
+		bytes.ReplaceAll(unix, []byte("\n"), []byte("\r\n")),
+		[]byte(string([]rune(string(value)))), // what most encoders of JSON make of a value that is not UTF-8
+	}
+	for i, v := range whole {
+		if !has(whole[:i], v) {
+			m.text(v)
+			m.codes(v, true)
+		}
+	}
+	for _, br := range []string{" ", ""} { // as echo $KEY has it, and as tools do that want base64 without breaks
+		m.add(bytes.ReplaceAll(unix, []byte("\n"), []byte(br)), false)
 	}
 	for _, l := range lines(value) {
 		m.text(l)
@@ -25,24 +38,8 @@ func (m *Masker) spell(value []byte) {
 	}
 }
 
-// variants are the values that print as the value: without the spaces and line breaks around it, with other line breaks,
-// and with what is not UTF-8 replaced, as most encoders of JSON do.
-func variants(value []byte) [][]byte {
-	all := [][]byte{value}
-	add := func(v []byte) {
-		if len(v) >= least && !slices.ContainsFunc(all, func(w []byte) bool { return bytes.Equal(v, w) }) {
-			all = append(all, v)
-		}
-	}
-	unix := bytes.ReplaceAll(value, []byte("\r\n"), []byte("\n"))
-	add(bytes.TrimSpace(value))
-	for _, br := range []string{"\n", "\r\n", " ", ""} {
-		v := bytes.ReplaceAll(unix, []byte("\n"), []byte(br))
-		add(v)
-		add(bytes.TrimSpace(v))
-	}
-	add([]byte(string([]rune(string(value)))))
-	return all
+func has(all [][]byte, v []byte) bool {
+	return slices.ContainsFunc(all, func(w []byte) bool { return bytes.Equal(v, w) })
 }
 
 // lineLeast is the length under which a line of a value is not masked by itself: "{", "}," and "[default]" are no secrets.
@@ -63,7 +60,7 @@ func lines(value []byte) (all [][]byte) {
 // add takes over b, one spelling.
 func (m *Masker) add(b []byte, wraps bool) {
 	if len(b) >= least {
-		m.patterns = append(m.patterns, pattern{binary.BigEndian.Uint64(b), b[least:], wraps})
+		m.patterns = append(m.patterns, pattern{binary.BigEndian.Uint64(b), b, wraps})
 	}
 }
 
@@ -73,25 +70,29 @@ func (m *Masker) text(v []byte) {
 	if !slices.ContainsFunc(v, special) {
 		return
 	}
-	for _, f := range forms {
-		if once := f.apply(v); once != nil {
-			m.add(once, false)
-		}
+	for _, once := range distinct(forms, v) {
+		m.add(once, false)
 	}
-	for _, f := range usual {
-		if once := f.apply(v); once != nil {
-			m.escaped(once)
-		}
+	for _, once := range distinct(usual, v) {
+		m.escaped(once)
 	}
 }
 
 // escaped adds what v becomes in usual forms.
 func (m *Masker) escaped(v []byte) {
-	for _, f := range usual {
-		if twice := f.apply(v); twice != nil {
-			m.add(twice, false)
+	for _, twice := range distinct(usual, v) {
+		m.add(twice, false)
+	}
+}
+
+// distinct are the ways in which fs escape v, other than v itself.
+func distinct(fs []*form, v []byte) (all [][]byte) {
+	for _, f := range fs {
+		if b := f.apply(v); b != nil && !has(all, b) {
+			all = append(all, b)
 		}
 	}
+	return all
 }
 
 // codes adds v in base64 and hex, and as escapes of every byte. With wraps they may be broken into lines.
