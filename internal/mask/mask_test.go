@@ -208,6 +208,20 @@ func plainly(text string, vs []string) string {
 	return out.String()
 }
 
+func TestSecretsThatOverlapAreMaskedToTheirEnd(t *testing.T) {
+	m := New([]byte("abcabcabcabc"), []byte("bcabcabcabc-and-on"))
+	for text, want := range map[string]string{
+		"> abcabcabcabcab <":         "> [secret]ab <",
+		"> abcabcabcabcabc <":        "> [secret] <",
+		"> abcabcabcabc-and-on <":    "> [secret] <",
+		"> abcabcabcabcabcabcabcabc": "> [secret]",
+	} {
+		if out := m.String(text); out != want {
+			t.Errorf("%q: %q, want %q", text, out, want)
+		}
+	}
+}
+
 // TestTextWithoutSecretsIsUnchanged: also where it holds seven bytes of a secret.
 func TestTextWithoutSecretsIsUnchanged(t *testing.T) {
 	m := New([]byte(plainKey), []byte(specialKey), []byte(pem))

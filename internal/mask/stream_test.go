@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
@@ -15,7 +16,7 @@ import (
 // TestPromptsAreNotDelayed: what can't begin a secret is written within the call; what can, up to three bytes, after 50 ms.
 func TestPromptsAreNotDelayed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var out bytes.Buffer
+		var out screen
 		w := New([]byte(plainKey)).Writer(&out)
 		defer w.Close()
 		say(t, w, "Password: ")
@@ -52,7 +53,7 @@ func TestAKeyThatIsPrintedSlowlyShowsThreeBytes(t *testing.T) {
 			m := New([]byte(key))
 			slowly := func(pieces []string, want string) {
 				t.Helper()
-				var out bytes.Buffer
+				var out screen
 				w := m.Writer(&out)
 				for _, p := range append(append([]string{"> "}, pieces...), " <\n") {
 					say(t, w, p)
@@ -79,7 +80,7 @@ func TestAKeyThatIsPrintedSlowlyShowsThreeBytes(t *testing.T) {
 func TestWhatIsNoKeyAfterAllIsWrittenOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for cut := 1; cut < 12; cut++ {
-			var out bytes.Buffer
+			var out screen
 			w := New([]byte(plainKey)).Writer(&out)
 			for _, p := range []string{plainKey[:cut], plainKey[cut:12], "?"} {
 				say(t, w, p)
@@ -150,6 +151,24 @@ func TestAReaderTakesAnySource(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// screen is what a person sees: it may be looked at while the Writer's timer writes.
+type screen struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *screen) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(b)
+}
+
+func (s *screen) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
 }
 
 type writerFunc func([]byte) (int, error)
