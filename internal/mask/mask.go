@@ -21,7 +21,7 @@ const least = 8
 
 // Masker knows all spellings of some secrets. It does not change until Wipe, so any number of goroutines may use it,
 // and it may be kept as long as the values themselves. Making one takes some 50 µs for a usual key, 0.3 ms for one with
-// many special characters, 5 ms for a PEM: keep it, one to a version.
+// many special characters, 7 ms for a PEM: keep it, one to a version.
 type Masker struct {
 	patterns []pattern // sorted by key
 	leap     []uint8   // by hash of three bytes, see next
