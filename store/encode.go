@@ -43,7 +43,7 @@ func encodeBody(b []byte, e *Entry) []byte {
 	b = appendText(b, e.Purpose)
 	b = binary.AppendUvarint(b, uint64(len(e.Details)))
 	if len(e.Details) > 0 {
-		var room [12]string // more than any event has: no allocation
+		var room [16]string // more than any event has: no allocation
 		fields := room[:0]
 		for field := range e.Details {
 			fields = append(fields, field)

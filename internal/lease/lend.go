@@ -3,7 +3,6 @@ package lease
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"encoding/hex"
 	"fmt"
 	"maps"
@@ -173,40 +172,6 @@ func permitted(d policy.Decision, r Request, c *credential, caller identity.Call
 	}
 	return r.Delivery, nil
 }
-
-// deliverable is what policy allows and the caller can use, least exposing first: the proxy is for credentials that
-// have an upstream and, as commands are, for callers on this machine.
-func deliverable(d policy.Decision, c *credential, caller identity.Caller) []policy.Delivery {
-	open := []policy.Delivery{}
-	for _, way := range d.Deliveries {
-		switch way {
-		case policy.Proxy:
-			if c.plan == nil || caller.Remote {
-				continue
-			}
-		case policy.Exec:
-			if caller.Transport != "local" {
-				continue
-			}
-		}
-		open = append(open, way)
-	}
-	return open
-}
-
-// usual is what a caller gets that does not say: the least exposing delivery that the admin set the credential up for.
-// A command can get any credential, but one without an expose was made to be lent as it is.
-func usual(open []policy.Delivery, c *credential) policy.Delivery {
-	for _, way := range open {
-		if way != policy.Exec || c.rec.Expose != nil {
-			return way
-		}
-	}
-	return open[0]
-}
-
-// newHandle is the bearer of a lease by proxy: 130 random bits in letters and digits, which every client takes for a key.
-func newHandle() secret.Secret { return secret.New([]byte("klh_" + rand.Text())) }
 
 // room refuses where one more lease would be over a limit in force. The index is exact: nobody is between this
 // count and the lease that follows it. Caller holds mu.
