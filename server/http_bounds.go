@@ -79,8 +79,8 @@ func webGuestOf(r *http.Request) *webGuest {
 	return &webGuest{} // a request that came by no connection: a test's
 }
 
-// network is whom a peer's address belongs to, as far as counting and the trail go (what a header says does not): whoever has one IPv6 address has 2^64, and whoever is
-// on this machine has all of 127.0.0.0/8.
+// network is whom a peer's address belongs to, as far as counting and the trail go (what a header says does not):
+// whoever has one IPv6 address has 2^64, and whoever is on this machine has all of 127.0.0.0/8.
 func network(addr string) string {
 	if host, _, err := net.SplitHostPort(addr); err == nil {
 		addr = host
