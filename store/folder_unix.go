@@ -32,8 +32,7 @@ func trustFolder(dir string, create bool) error {
 	case !info.IsDir():
 		return fmt.Errorf("%w: %s is not a folder", ErrFolder, dir)
 	case owner(info) != os.Geteuid():
-		return fmt.Errorf("%w: %s belongs to uid %d, not to you (uid %d): run keylease as its owner, or: chown -R %d %s",
-			ErrFolder, dir, owner(info), os.Geteuid(), os.Geteuid(), dir)
+		return notOurs(dir, info, "chown -R")
 	case info.Mode().Perm()&0o077 != 0:
 		if left, err := os.ReadDir(dir); create && err == nil && len(left) == 0 {
 			return os.Chmod(dir, 0o700)
@@ -57,12 +56,16 @@ func trustAnchorFolder(dir string, create bool) error {
 	case err != nil:
 		return err
 	case owner(info) != os.Geteuid() && owner(info) != 0:
-		return fmt.Errorf("%w: %s belongs to uid %d, not to you (uid %d): chown %d %s",
-			ErrFolder, dir, owner(info), os.Geteuid(), os.Geteuid(), dir)
+		return notOurs(dir, info, "chown")
 	case info.Mode().Perm()&0o022 != 0:
 		return fmt.Errorf("%w: others can write to %s (mode %04o): chmod go-w %s", ErrFolder, dir, info.Mode().Perm(), dir)
 	}
 	return nil
+}
+
+func notOurs(dir string, info fs.FileInfo, chown string) error {
+	return fmt.Errorf("%w: %s belongs to uid %d, not to you (uid %d): run keylease as its owner, or: %s %d %s",
+		ErrFolder, dir, owner(info), os.Geteuid(), chown, os.Geteuid(), dir)
 }
 
 func owner(info fs.FileInfo) int {
