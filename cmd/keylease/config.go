@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -196,10 +197,11 @@ func (s *settings) understand(socket string, from sources) (err error) {
 	if s.idleStop, err = ttl.Parse(s.IdleStop); err != nil {
 		return from.fault("idleStop", unitHint(s.IdleStop), "%s", err)
 	}
-	for key, n := range map[string]float64{"callRate": s.Limits.CallRate, "callBurst": float64(s.Limits.CallBurst),
+	limits := map[string]float64{"callRate": s.Limits.CallRate, "callBurst": float64(s.Limits.CallBurst),
 		"failureRate": s.Limits.FailureRate, "failureBurst": float64(s.Limits.FailureBurst),
-		"localConnections": float64(s.Limits.LocalConnections), "httpConnections": float64(s.Limits.HTTPConnections)} {
-		if !(n >= 0 && n <= 1e9) {
+		"localConnections": float64(s.Limits.LocalConnections), "httpConnections": float64(s.Limits.HTTPConnections)}
+	for _, key := range slices.Sorted(maps.Keys(limits)) {
+		if n := limits[key]; !(n >= 0 && n <= 1e9) {
 			return from.fault("limits."+key, "write 0 for no limit", "%v is out of range", n)
 		}
 	}
