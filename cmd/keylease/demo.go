@@ -208,7 +208,7 @@ func (d *demo) goodbye(ctx context.Context) error {
 	if err := verdict(r, d.made.Fingerprint); err != nil {
 		return err
 	}
-	fmt.Fprintln(d.out, "\nThat is all. To begin: keylease init")
+	fmt.Fprintln(d.out, "\nThat is all. To begin: "+program()+" init")
 	return nil
 }
 

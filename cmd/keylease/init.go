@@ -64,7 +64,7 @@ func (a *app) init(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return a.print(made, func(w io.Writer) { made.tell(w, s.reach()) })
+	return a.print(made, func(w io.Writer) { made.tell(w, s) })
 }
 
 // makeStore makes everything that a daemon needs, and refuses where any of it exists that could be meant to stay.
@@ -170,13 +170,16 @@ type initialised struct {
 	PolicyFile  string `json:"policy_file"`
 }
 
-func (i initialised) tell(w io.Writer, reach string) {
+func (i initialised) tell(w io.Writer, s settings) {
 	tellKey(w, i.KeyFile)
 	fmt.Fprintf(w, "store        %s\n", i.Data)
 	fmt.Fprintf(w, "policy       %s\n", i.PolicyFile)
 	tellFingerprint(w, i.Fingerprint)
 	fmt.Fprintf(w, "next:\n")
-	fmt.Fprintf(w, "  %s put openai-dev%s\n", program(), reach)
-	fmt.Fprintf(w, "  claude mcp add keylease -- keylease mcp%s\n", reach)
-	fmt.Fprintf(w, "  %s leases%s\n", program(), reach)
+	fmt.Fprintf(w, "  %s put openai-dev%s\n", program(), s.reach())
+	if program() != installed {
+		fmt.Fprintln(w, "  go install ./cmd/keylease")
+	}
+	fmt.Fprintf(w, "  claude mcp add keylease -- keylease mcp%s\n", s.agentReach())
+	fmt.Fprintf(w, "  %s leases%s\n", program(), s.reach())
 }

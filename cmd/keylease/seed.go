@@ -24,6 +24,7 @@ import (
 type seed struct {
 	file  string
 	real  string // where it lies once every link is followed: known where it is to be rewritten
+	reach string // what a command line needs to reach the store that it is applied to, with a space before it
 	data  []byte
 	items []seedfile.Item
 }
@@ -127,10 +128,16 @@ func (a *app) seedOwn(ctx context.Context, b *lease.Broker, s seed, force bool) 
 		return err
 	}
 	seeded(a.err, results)
-	if names := s.literals(); names != nil {
-		a.sayf("keylease: hint: %s still holds values (%s); take them out with: keylease seed %s --consume", s.file, strings.Join(names, ", "), s.file)
-	}
+	a.hintLiterals(s)
 	return nil
+}
+
+// hintLiterals says how the values get out of a file that holds some.
+func (a *app) hintLiterals(s seed) {
+	if names := s.literals(); names != nil {
+		a.sayf("keylease: hint: %s still holds values (%s); if they are real ones, take them out with: %s seed %s --consume%s",
+			s.file, strings.Join(names, ", "), program(), s.file, s.reach)
+	}
 }
 
 func seeded(w io.Writer, results []lease.SeedResult) {
@@ -159,7 +166,11 @@ func (a *app) seedCommand() *cobra.Command {
 				return err
 			}
 			defer s.wipe()
-			s.real, a.makes = path, true
+			config, err := a.settings(true)
+			if err != nil {
+				return err
+			}
+			s.real, s.reach, a.makes = path, config.reach(), true
 			return a.withAdmin(func(c *server.AdminClient) error { return a.seed(cmd.Context(), c, s, consume, force) })
 		}}
 	c.Flags().BoolVar(&consume, "consume", false, "take the values out of the file once the store has them")
@@ -191,8 +202,8 @@ func (a *app) seed(ctx context.Context, c *server.AdminClient, s seed, consume, 
 	switch {
 	case len(out.Consumed) > 0:
 		a.sayf("keylease: the values of %s are in the store and no longer in %s", strings.Join(out.Consumed, ", "), s.file)
-	case len(out.Literal) > 0:
-		a.sayf("keylease: hint: %s still holds values (%s); take them out with: keylease seed %s --consume", s.file, strings.Join(out.Literal, ", "), s.file)
+	default:
+		a.hintLiterals(s)
 	}
 	if n := conflicts(results); n > 0 {
 		return fail(exitConflict, s.remedy(results), "%s not applied", plural(n, "item"))

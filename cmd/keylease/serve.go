@@ -71,9 +71,7 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 		if f.auto {
 			return usagef("", "a daemon of system mode is started by its service manager only")
 		}
-		if s.paths.Socket == "" {
-			s.paths.Socket = s.Socket.Path
-		}
+		s.paths.Socket = s.agentsAt()
 		if s.system.Guarded, err = a.guarded(s); err != nil {
 			return err
 		}
@@ -83,6 +81,7 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 		return err
 	}
 	defer seed.wipe()
+	seed.reach = s.reach()
 	harden()
 	debug.SetMemoryLimit(memoryLimit)
 	debug.SetGCPercent(garbage)
@@ -254,12 +253,15 @@ func (s settings) serveReach() string {
 	return out
 }
 
+// installed is how to call a program that go install, or a package, put on the PATH.
+const installed = "keylease"
+
 // program is how to call this one again: go run leaves nothing behind that could be called by its name.
 func program() string {
 	if exe, err := os.Executable(); err == nil && strings.Contains(exe, string(os.PathSeparator)+"go-build") {
 		return "go run ./cmd/keylease"
 	}
-	return "keylease"
+	return installed
 }
 
 func (up bulletin) next(credentials int, l server.Listening) []string {
@@ -273,6 +275,9 @@ func (up bulletin) next(credentials int, l server.Listening) []string {
 	if up.Identities.Declared == deny { // without a token nothing would be lent
 		lines = append(lines, keylease+" token create --identity claude-code"+reach+"   # for agents: a name alone is lent nothing here; it goes into their KEYLEASE_TOKEN")
 		return lines
+	}
+	if keylease != installed {
+		lines = append(lines, "go install ./cmd/keylease   # a client starts the program by its name")
 	}
 	lines = append(lines, "claude mcp add keylease -- keylease mcp"+up.agentReach()+"   # or in .mcp.json: {\"mcpServers\": {\"keylease\": {\"command\": \"keylease\", \"args\": ["+up.agentArgs()+"]}}}")
 	if l.HTTP != "" {

@@ -2,8 +2,10 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"keylease/internal/strictyaml"
@@ -39,8 +41,9 @@ const agentSocket = "/run/keylease/agent.sock"
 func (s *settings) understandSystem(from sources) (err error) {
 	c := &s.Config.Socket
 	if len(c.Allow.UIDs)+len(c.Allow.Groups) == 0 {
-		for key, set := range map[string]bool{"socket.path": c.Path != "", "socket.admin": c.Admin != "", "admin.uids": len(s.Admin.UIDs) > 0} {
-			if set {
+		set := map[string]bool{"socket.path": c.Path != "", "socket.admin": c.Admin != "", "admin.uids": len(s.Admin.UIDs) > 0}
+		for _, key := range slices.Sorted(maps.Keys(set)) {
+			if set[key] {
 				return from.fault(key, "name those who may connect in socket.allow, as uids or groups; or leave this out", "this is for system mode, and nobody is named in socket.allow")
 			}
 		}
@@ -53,9 +56,10 @@ func (s *settings) understandSystem(from sources) (err error) {
 	if c.Admin == "" {
 		s.system.AdminSocket = filepath.Join(s.Data, "keylease.sock")
 	}
-	for key, path := range map[string]string{"socket.path": c.Path, "socket.admin": s.system.AdminSocket} {
-		if len(path) > server.MaxSocketPath {
-			return from.fault(key, "choose a shorter one, as in /run/keylease", "the path of a socket has at most %d bytes: %s", server.MaxSocketPath, terminal(path))
+	paths := map[string]string{"socket.path": c.Path, "socket.admin": s.system.AdminSocket}
+	for _, key := range slices.Sorted(maps.Keys(paths)) {
+		if len(paths[key]) > server.MaxSocketPath {
+			return from.fault(key, "choose a shorter one, as in /run/keylease", "the path of a socket has at most %d bytes: %s", server.MaxSocketPath, terminal(paths[key]))
 		}
 	}
 	if s.system.AgentUIDs, err = numbers(c.Allow.UIDs, uidOf); err != nil {
@@ -151,13 +155,21 @@ func (s settings) agentArgs() string {
 	if s.system == nil {
 		return `"mcp"`
 	}
-	return `"mcp", "--socket", "` + s.paths.Socket + `"`
+	return `"mcp", "--socket", "` + s.agentsAt() + `"`
 }
 
 // agentReach is what an agent's command line needs to reach this daemon, with a space before it.
 func (s settings) agentReach() string {
 	if s.system != nil {
-		return " --socket " + s.paths.Socket
+		return " --socket " + s.agentsAt()
 	}
 	return s.reach()
+}
+
+// agentsAt is the agents' socket in system mode.
+func (s settings) agentsAt() string {
+	if s.paths.Socket != "" {
+		return s.paths.Socket
+	}
+	return s.Socket.Path
 }

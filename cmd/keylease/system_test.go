@@ -31,6 +31,9 @@ func TestTheShippedSystemConfigurationIsUnderstood(t *testing.T) {
 		s.Socket.Path != agentSocket || s.anchor() != "/var/lib/keylease-anchor" {
 		t.Errorf("understood as %+v, %+v", s.system, s.Config)
 	}
+	if line := s.agentReach(); line != " --socket "+agentSocket { // of init, which no socket was named to
+		t.Errorf("agents are sent to %q", line)
+	}
 	unit, err := os.ReadFile("../../systemd/keylease.service")
 	if err != nil {
 		t.Fatal(err)
