@@ -13,24 +13,10 @@ import (
 // privateFiles makes all that this process creates readable by its owner only: Badger itself would make its files 0644.
 func privateFiles() { syscall.Umask(0o077) }
 
-// trustFolder makes sure that dir is a folder of our own which nobody else can look into. With create it is made, and
-// an empty one of ours is closed to others.
-func trustFolder(dir string, create bool) error {
-	if create {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("making the folder: %w", err)
-		}
-	}
-	info, err := os.Lstat(dir)
+// closedToOthers makes sure that a folder is ours and that nobody else can look into it. With create an empty one of
+// ours is closed to others.
+func closedToOthers(dir string, info fs.FileInfo, create bool) error {
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%w: %s", ErrNoStore, dir)
-	case err != nil:
-		return err
-	case info.Mode()&fs.ModeSymlink != 0:
-		return fmt.Errorf("%w: %s is a symbolic link: name the folder it leads to", ErrFolder, dir)
-	case !info.IsDir():
-		return fmt.Errorf("%w: %s is not a folder", ErrFolder, dir)
 	case owner(info) != os.Geteuid():
 		return notOurs(dir, info, "chown -R")
 	case info.Mode().Perm()&0o077 != 0:
@@ -44,10 +30,8 @@ func trustFolder(dir string, create bool) error {
 
 // trustAnchorFolder is trustFolder for the folder of the root key: others may look, not write.
 func trustAnchorFolder(dir string, create bool) error {
-	if create {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("making the folder: %w", err)
-		}
+	if err := makeFolder(dir, create); err != nil {
+		return err
 	}
 	info, err := os.Stat(dir)
 	switch {
