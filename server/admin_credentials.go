@@ -63,7 +63,8 @@ func (a admin) seed(c call) (any, error) {
 
 // taken hands the value's bytes over.
 func (i CredentialItem) taken() lease.NewCredential {
-	return lease.NewCredential{Name: i.Name, Type: i.Type, Value: secret.New(i.Value), Metadata: i.Metadata, Policy: i.Policy}
+	return lease.NewCredential{Name: i.Name, Type: i.Type, Value: secret.New(i.Value), Metadata: i.Metadata,
+		Policy: i.Policy, Expose: i.Expose, Upstream: i.Upstream}
 }
 
 // Seed is the item as the Broker takes it. It takes over the value's bytes.

@@ -6,6 +6,7 @@ import (
 
 	"keylease/internal/identity"
 	"keylease/internal/lease"
+	"keylease/internal/use"
 	"keylease/policy"
 	"keylease/store"
 )
@@ -27,6 +28,8 @@ type CredentialItem struct {
 	HasValue bool                    `json:"has_value"`
 	Metadata map[string]string       `json:"metadata,omitempty"`
 	Policy   policy.CredentialPolicy `json:"policy"`
+	Expose   *use.Expose             `json:"expose,omitempty"`
+	Upstream *use.Upstream           `json:"upstream,omitempty"`
 	Line     int                     `json:"line,omitempty"`
 }
 

@@ -21,6 +21,7 @@ func (a *app) putCommand() *cobra.Command {
 	var typ, def, limit string
 	var meta, allow []string
 	var leases int
+	var how usage
 	c := &cobra.Command{Use: "put NAME", Short: "Store a credential; its value comes from a prompt or stdin", Args: exactly("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			item := server.CredentialItem{Name: args[0], Type: typ, HasValue: true}
@@ -32,6 +33,9 @@ func (a *app) putCommand() *cobra.Command {
 				return err
 			}
 			if item.Policy, err = credentialPolicy(def, limit, leases, allow); err != nil {
+				return err
+			}
+			if item.Expose, item.Upstream, err = how.fields(); err != nil {
 				return err
 			}
 			a.makes = true
@@ -60,6 +64,7 @@ func (a *app) putCommand() *cobra.Command {
 	f.StringVar(&limit, "max-ttl", "", "longest lease (default 1h)")
 	f.IntVar(&leases, "max-leases", 0, "live leases at a time, over all holders (default no limit)")
 	f.StringArrayVar(&allow, "allow", nil, "agent that may lease it, as a name or a pattern such as \"ide-*\" (default all); repeat it for more")
+	how.flags(f)
 	return c
 }
 
@@ -230,7 +235,8 @@ func (a *app) showCommand() *cobra.Command {
 
 func describe(w io.Writer, c lease.CredentialInfo) {
 	rows := [][]string{{"type", c.Type}, {"state", state(c)}, {"metadata", pairs(c.Metadata)}, {"leases", inUse(c)},
-		{"policy", policyText(c.Policy)}, {"stored", moment(c.CreatedAt)}, {"changed", moment(c.UpdatedAt)}}
+		{"policy", policyText(c.Policy)}, {"used as", usedAs(c)}, {"upstream", upstreamText(c.Upstream)},
+		{"stored", moment(c.CreatedAt)}, {"changed", moment(c.UpdatedAt)}}
 	for _, v := range c.Versions {
 		rows = append(rows, []string{"version " + strconv.Itoa(v.Version), v.State + ", since " + moment(v.CreatedAt)})
 	}

@@ -62,7 +62,7 @@ func (a *app) command() *cobra.Command {
 	f.BoolVar(&a.json, "json", false, "print one JSON object")
 	root.AddCommand(
 		a.initCommand(), a.serveCommand(), a.mcpCommand(),
-		a.putCommand(), a.seedCommand(), a.lsCommand(), a.showCommand(), a.rotateCommand(), a.revokeCommand(), a.rmCommand(),
+		a.putCommand(), a.seedCommand(), a.lsCommand(), a.showCommand(), a.servicesCommand(), a.rotateCommand(), a.revokeCommand(), a.rmCommand(),
 		a.leasesCommand(), a.releaseCommand(), a.revokeLeasesCommand(), a.freezeCommand(), a.thawCommand(),
 		a.tokenCommand(), a.policyCommand(), a.auditCommand(),
 		a.demoCommand(), a.versionCommand())

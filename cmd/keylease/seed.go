@@ -111,7 +111,7 @@ func (s seed) literals() (names []string) {
 
 func wireItem(i seedfile.Item) server.CredentialItem {
 	return server.CredentialItem{Name: i.Name, Type: i.Type, Value: i.Value.Bytes(), HasValue: !i.Consumed,
-		Metadata: i.Metadata, Policy: i.Policy, Line: i.Line}
+		Metadata: i.Metadata, Policy: i.Policy, Expose: i.Expose, Upstream: i.Upstream, Line: i.Line}
 }
 
 // seedOwn applies the seed in the daemon itself, before it serves anybody, and says what became of each item.

@@ -3,6 +3,7 @@ package lease
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -22,7 +23,10 @@ func (c NewCredential) checkFields() error {
 	if err := credtype.CheckMetadata(c.Metadata); err != nil {
 		return err
 	}
-	return checkPolicy(c.Policy)
+	if err := checkPolicy(c.Policy); err != nil {
+		return err
+	}
+	return errors.Join(c.Expose.Err(), c.Upstream.Err())
 }
 
 // check validates c as it would be stored and merges what its type extracts.
@@ -79,7 +83,7 @@ func (b *Broker) Put(_ context.Context, admin identity.Caller, c NewCredential) 
 func (b *Broker) create(admin identity.Caller, c NewCredential, seeded *seedMarks, details map[string]string) (*credential, error) {
 	now := b.now()
 	rec := credentialRecord{ID: newID("cr_"), Name: c.Name, Type: c.Type, State: stateActive, Metadata: c.Metadata,
-		Policy: c.Policy, CreatedAt: now, UpdatedAt: now, Expose: c.Expose, Upstream: c.Upstream}
+		Policy: c.Policy, Expose: c.Expose, Upstream: c.Upstream, CreatedAt: now, UpdatedAt: now}
 	if seeded != nil {
 		rec.SeededValue, rec.SeededRest = seeded.value, seeded.rest
 	}
@@ -333,7 +337,7 @@ func (b *Broker) Credential(name string) (CredentialInfo, error) {
 func (b *Broker) info(c *credential) CredentialInfo {
 	now := b.now()
 	i := CredentialInfo{Name: c.rec.Name, Type: c.rec.Type, State: c.state(), Metadata: maps.Clone(c.rec.Metadata),
-		Policy: c.rec.Policy, Versions: []VersionInfo{}, LeasesInUse: len(byExpiry(c.leases, now)),
+		Policy: c.rec.Policy, Expose: c.rec.Expose, Upstream: c.rec.Upstream, Versions: []VersionInfo{}, LeasesInUse: len(byExpiry(c.leases, now)),
 		CreatedAt: c.rec.CreatedAt, UpdatedAt: c.rec.UpdatedAt, RotationDue: c.rotationDue(now)}
 	if i.Metadata == nil {
 		i.Metadata = map[string]string{}

@@ -107,8 +107,8 @@ type NewCredential struct {
 	Value    secret.Secret
 	Metadata map[string]string
 	Policy   policy.CredentialPolicy
-	Expose   *use.Expose   // nil: nothing is said about commands
-	Upstream *use.Upstream // nil: it is not for the proxy
+	Expose   *use.Expose   // nil: a program gets it under its name in capitals
+	Upstream *use.Upstream // nil: it can't be used through the proxy
 }
 
 // VersionInfo is a version without its value.
@@ -126,6 +126,8 @@ type CredentialInfo struct {
 	Version     int                     `json:"version"`
 	Metadata    map[string]string       `json:"metadata"`
 	Policy      policy.CredentialPolicy `json:"policy"`
+	Expose      *use.Expose             `json:"expose,omitempty"`
+	Upstream    *use.Upstream           `json:"upstream,omitempty"`
 	Versions    []VersionInfo           `json:"versions"`
 	LeasesInUse int                     `json:"leases_in_use"`
 	CreatedAt   time.Time               `json:"created_at"`

@@ -9,6 +9,7 @@ import (
 	"strconv"
 
 	"keylease/internal/identity"
+	"keylease/internal/use"
 	"keylease/store"
 )
 
@@ -25,7 +26,9 @@ func (b *Broker) marks(i SeedItem) seedMarks {
 		Type     string
 		Metadata map[string]string
 		Policy   any
-	}{i.Type, metadata, i.Policy})
+		Expose   *use.Expose
+		Upstream *use.Upstream
+	}{i.Type, metadata, i.Policy, i.Expose, i.Upstream})
 	if err != nil {
 		panic(err) // strings and numbers: cannot fail
 	}
@@ -124,6 +127,7 @@ func (b *Broker) seedChange(admin identity.Caller, item SeedItem, c *credential,
 	rec.SeededValue, rec.UpdatedAt = marks.value, b.now()
 	if !bytes.Equal(rec.SeededRest, marks.rest) {
 		rec.Metadata, rec.Policy, rec.SeededRest = item.Metadata, item.Policy, marks.rest
+		rec.Expose, rec.Upstream = item.Expose, item.Upstream
 		if action == "unchanged" {
 			action = "updated"
 		}

@@ -9,6 +9,7 @@ import (
 	"keylease/internal/credtype"
 	"keylease/internal/secret"
 	"keylease/internal/strictyaml"
+	"keylease/internal/use"
 	"keylease/policy"
 )
 
@@ -21,9 +22,11 @@ type Item struct {
 	ValueFrom *ValueFrom
 	Metadata  map[string]string
 	Policy    policy.CredentialPolicy
-	Line      int  // of the item, from 1
-	Literal   bool // the value stands in the file: Consume takes it out
-	Consumed  bool // valueFrom: {store: true}, as Consume leaves it
+	Expose    *use.Expose   // nil: not in the file
+	Upstream  *use.Upstream // nil: not in the file
+	Line      int           // of the item, from 1
+	Literal   bool          // the value stands in the file: Consume takes it out
+	Consumed  bool          // valueFrom: {store: true}, as Consume leaves it
 }
 
 // ValueFrom says where a value is to be read. Exactly one field is set. Whoever reads it checks it with
@@ -44,8 +47,8 @@ type itemShape struct {
 	ValueFrom *fromShape              `yaml:"valueFrom"`
 	Metadata  map[string]string       `yaml:"metadata"`
 	Policy    policy.CredentialFields `yaml:"policy"`
-	Expose    *struct{}               `yaml:"expose,unsupported"`
-	Upstream  *struct{}               `yaml:"upstream,unsupported"`
+	Expose    *use.Expose             `yaml:"expose"`
+	Upstream  *use.Upstream           `yaml:"upstream"`
 }
 
 type fromShape struct {
@@ -105,6 +108,9 @@ func (r reader) item(s itemShape, path strictyaml.Path) Item {
 	r.metadata(s.Metadata, path.Join("metadata"))
 	r.value(s, path, &it)
 	it.Policy = s.Policy.Policy(r.Document, path.Join("policy"))
+	it.Expose, it.Upstream = s.Expose, s.Upstream
+	it.Expose.Check(r.Document, path.Join("expose"))
+	it.Upstream.Check(r.Document, path.Join("upstream"))
 	return it
 }
 

@@ -190,6 +190,7 @@ var (
 	keyParams = []string{"access_token", "private_token", "job_token", "oauth_token", "api_key", "apikey", "api-key", "x-api-key", "token",
 		"auth_token", "authorization", "client_secret"}
 	overrides = []string{"_method", "_httpmethod", "x-http-method-override", "x-method-override", "_http_method", "$httpmethod", "http_method"}
+	tenants   = []string{"sudo"} // GitLab: act as another user
 )
 
 // CheckQuery refuses a query that carries a key or another method than the request's. All else of a query is no part of
@@ -213,6 +214,8 @@ func CheckQuery(raw string) error {
 		switch {
 		case slices.Contains(overrides, plain):
 			return &Refused{Malformed, "the query asks for another method than the request's own", "Send the request with the method that you mean."}
+		case slices.Contains(tenants, plain):
+			return &Refused{Malformed, "the query asks to act as somebody else", "Leave that parameter out."}
 		case slices.Contains(keyParams, plain):
 			return &Refused{Malformed, "the query carries a key; keylease puts keys into headers only", "Leave that parameter out: send the handle in a header, where the key would be."}
 		}

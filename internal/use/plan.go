@@ -245,12 +245,22 @@ func (p *Plan) Route(method, path string) (Target, error) {
 func (p *Plan) checkSlashes(segs []string) *Refused {
 	for i, seg := range segs {
 		if strings.Contains(seg, "%2F") && !slices.ContainsFunc(p.slashes, func(known pattern) bool {
-			return i < len(known.segs) && strings.Contains(known.segs[i], "%2F") && pattern{known.segs[:i+1], -1}.matches(segs[:i+1], glob)
+			return known.slashAt(i, segs)
 		}) {
 			return malformed("the path holds an encoded slash (%2F) where this service has none")
 		}
 	}
 	return nil
+}
+
+// slashAt reports whether p, an entry of a service's slashes, has an encoded slash in segment i as segs does. "*%2F*" is
+// any number of them, all else as many as are written.
+func (p pattern) slashAt(i int, segs []string) bool {
+	if i >= len(p.segs) || p.rest >= 0 && p.rest <= i {
+		return false
+	}
+	want, got := strings.Count(p.segs[i], "%2F"), strings.Count(segs[i], "%2F")
+	return want > 0 && (want == got || p.segs[i] == "*%2F*") && pattern{p.segs[:i+1], -1}.matches(segs[:i+1], glob)
 }
 
 func (p *Plan) judge(method string, segs []string) *Refused {

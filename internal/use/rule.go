@@ -120,7 +120,7 @@ func parseGuard(s string) (guard, error) {
 }
 
 // covers is on the safe side: case does not count, nor does what follows a dot (Rails takes "keys.json" for "keys"), a
-// segment with anything percent-encoded could be read as any word, and an encoded slash is tried as a slash too.
+// segment with anything percent-encoded could be read as any word, and an encoded slash is tried both ways.
 func (g guard) covers(method string, segs []string) bool {
 	if !g.admits(method) {
 		return false
@@ -144,8 +144,7 @@ func guards(pattern, seg string) bool {
 		return true
 	}
 	pattern, seg = strings.ToLower(pattern), strings.ToLower(seg)
-	base, _, dotted := strings.Cut(seg, ".")
-	return strings.Contains(seg, "%") || glob(pattern, seg) || dotted && glob(pattern, base)
+	return strings.Contains(strings.ReplaceAll(seg, "%2f", ""), "%") || glob(pattern, seg) || glob(pattern+".*", seg)
 }
 
 // named reports whether whoever wrote r meant what g guards: every word of the guarded path stands in r too, so all that
