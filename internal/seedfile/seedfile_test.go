@@ -105,8 +105,12 @@ func TestBadSeedFiles(t *testing.T) {
 		{"policy words", item(v + ", policy: {approval: operater, delivery: [valu]}"),
 			"f:2: delivery must be proxy, exec or value (did you mean \"value\"?)\nf:2: approval must be none, user or operator (did you mean \"operator\"?)"},
 		{"nobody", item(v + ", policy: {allowedIdentities: []}"), "f:2: allowedIdentities is an empty list: nobody could lease it; leave it out to admit all whom a rule admits"},
-		{"fields of a later version", item(v + ", expose: {env: A}, upstream: {service: openai}"),
-			"f:2: field \"expose\" is not supported by this version of keylease\nf:2: field \"upstream\" is not supported by this version of keylease"},
+		{"how it is used", "credentials:\n- name: a\n  type: api-key\n  value: x\n  expose:\n    env: PATH\n    commands: {x: [gh]}\n  upstream:\n    service: opneai\n    alow: []\n    allow:\n      - GET /x\n      - get /x",
+			"f:6: env: this variable means something to shells and programs, which the secret would break or be printed by\nf:7: a command's program must be an absolute path: whoever runs it chooses what PATH finds\n" +
+				"f:9: there is no such service in the catalogue (did you mean \"openai\"?); it has anthropic, github, gitlab, huggingface, npm, openai, slack, stripe. For another write url, header and allow\n" +
+				"f:10: unknown field \"alow\": did you mean \"allow\"?\nf:13: this rule of allow can't be used: a method must be one of GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, in upper case with commas between, or * for all"},
+		{"nothing in them", item(v + ", expose: {}, upstream: {}"),
+			"f:2: expose needs env, the name of a variable, or commands\nf:2: upstream needs service (anthropic, github, gitlab, huggingface, npm, openai, slack, stripe) or url"},
 	} {
 		items, err := seedfile.Parse("f", []byte(c.file))
 		if items != nil || err == nil || err.Error() != c.want {
@@ -127,7 +131,9 @@ func TestNoFaultRepeatsAValue(t *testing.T) {
 		"name: CANARY", "type: CANARY", "value: [CANARY]", "value: {CANARY: x}", "CANARY: x", "valueFrom: CANARY", "valueFrom: {env: CANARY}", "valueFrom: {CANARY: x}",
 		"value: CANARY\n  valueFrom: {env: CANARY}", "metadata: CANARY", "metadata: {CANARY: 1}", "metadata: {k: [CANARY]}", "metadata: {k: \"CANARY\\n\"}",
 		"metadata: {\"CANARY\\n\": x}", "policy: CANARY", "policy: {maxLeaseTTL: CANARY}", "policy: {maxLeases: CANARY}", "policy: {approval: CANARY}", "policy: {delivery: [CANARY]}",
-		"policy: {CANARY: x}", "policy: {allowedIdentities: [CANARY]}", "policy: {allowedIdentities: [{type: CANARY}]}", "policy: {allowedIdentities: [{type: agent, name: \"CANARY{\"}]}",
+		"policy: {CANARY: x}", "expose: {env: CANARY}", "expose: {commands: {CANARY: [x]}}", "expose: {commands: {x: [CANARY]}}", "expose: {commands: {x: CANARY}}", "upstream: {service: CANARY}", "upstream: {url: CANARY}",
+		"upstream: {url: \"https://x/?k=CANARY\"}", "upstream: {header: CANARY}", "upstream: {header: \"A: CANARY\"}", "upstream: {service: openai, allow: [CANARY]}", "upstream: {service: openai, allowHeaders: [CANARY]}", "upstream: {service: openai, rate: CANARY}", "upstream: CANARY",
+		"policy: {allowedIdentities: [CANARY]}", "policy: {allowedIdentities: [{type: CANARY}]}", "policy: {allowedIdentities: [{type: agent, name: \"CANARY{\"}]}",
 		"value: \"CANARY ", "value: @CANARY", "value: *CANARY", "value: !CANARY", "value: &CANARY", "value: x: CANARY", "value: \" CANARY\"", "value: |\n CANARY",
 	} {
 		text := "credentials:\n- " + strings.ReplaceAll(file, "CANARY", canary)
