@@ -6,8 +6,26 @@ import (
 	"regexp"
 	"testing"
 
+	"keylease/internal/seedfile"
 	"keylease/policy"
 )
+
+// TestTheSeedFilesInTheDocsAreUnderstood: so is a documented seed file.
+func TestTheSeedFilesInTheDocsAreUnderstood(t *testing.T) {
+	text, err := os.ReadFile("../../docs/services.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?s)```yaml\n# seed.yaml\n(.*?)```").FindAllSubmatch(text, -1)
+	for _, block := range blocks {
+		if _, err := seedfile.Parse("seed.yaml", block[1]); err != nil {
+			t.Errorf("%v in\n%s", err, block[1])
+		}
+	}
+	if len(blocks) != 1 {
+		t.Errorf("the docs hold %d", len(blocks))
+	}
+}
 
 // TestTheConfigurationsInTheDocsAreUnderstood: a documented configuration that is refused is a fault of the docs.
 func TestTheConfigurationsInTheDocsAreUnderstood(t *testing.T) {

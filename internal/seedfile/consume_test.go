@@ -66,7 +66,7 @@ func TestConsumeTheExample(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkConsume(t, data, items)
-	out, err := seedfile.Consume("f", data, []string{"openai-api-key-prod", "stripe-secret-key-test", "aws-deploy-key-prod"})
+	out, err := seedfile.Consume("f", data, []string{"openai-api-key-prod", "stripe-secret-key-test", "aws-deploy-key-prod", "github-token-dev", "acme-api-key"})
 	if err != nil || bytes.Contains(out, []byte("fake-not")) {
 		t.Errorf("a value is left: %v", err)
 	}

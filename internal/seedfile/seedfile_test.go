@@ -33,7 +33,7 @@ func TestTheExample(t *testing.T) {
 			t.Errorf("%s: not an obviously fake literal", it.Name)
 		}
 	}
-	if want := []string{"openai-api-key-prod", "stripe-secret-key-test", "aws-deploy-key-prod"}; !reflect.DeepEqual(names, want) {
+	if want := []string{"openai-api-key-prod", "stripe-secret-key-test", "aws-deploy-key-prod", "github-token-dev", "acme-api-key"}; !reflect.DeepEqual(names, want) {
 		t.Errorf("got %q", names)
 	}
 	want := policy.CredentialPolicy{DefaultLeaseTTL: 30 * time.Minute, MaxLeaseTTL: 4 * time.Hour, MaxLeases: 5}
@@ -42,6 +42,9 @@ func TestTheExample(t *testing.T) {
 	}
 	if items[2].Metadata["accessKeyId"] == "" || items[2].Metadata["iamUser"] != "deploy-bot" {
 		t.Errorf("aws: %+v", items[2])
+	}
+	if e := items[3].Expose; e == nil || e.Env != "GH_TOKEN" || len(e.Commands["list-prs"]) != 3 || items[3].Upstream.Service != "github" || items[4].Upstream.Deny == nil || items[0].Upstream != nil {
+		t.Errorf("github: %+v %+v", e, items[3].Upstream)
 	}
 	if a := items[1].Policy.AllowedIdentities; len(a) != 3 || a[2] != (policy.Matcher{Type: identity.Human, Email: "*@example.com"}) {
 		t.Errorf("stripe: %+v", a)
