@@ -66,8 +66,6 @@ type credentialRecord struct {
 	State     string                  `json:"state"` // active, revoked
 	Metadata  map[string]string       `json:"metadata,omitempty"`
 	Policy    policy.CredentialPolicy `json:"policy"`
-	Expose    *use.Expose             `json:"expose,omitempty"`   // never changed in place: whoever has it may keep it
-	Upstream  *use.Upstream           `json:"upstream,omitempty"` // as Expose
 	Versions  []versionRecord         `json:"versions"`
 	CreatedAt time.Time               `json:"created_at"`
 	UpdatedAt time.Time               `json:"updated_at"`
