@@ -155,6 +155,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("credentials:\n- name: a\n  type: api-key\n  value: " + canary + "\n  metadata: {k: v}\n"))
 	f.Add([]byte(`{"credentials": [{"name": "a", "type": "generic-secret", "value": "` + canary + `", "policy": {"maxLeaseTTL": "1h"}}]}`))
 	f.Add([]byte("credentials:\n- name: a\n  type: api-key\n  value: >- # why\n    " + canary + "\n    x\n\n  policy: {maxLeases: 1, allowedIdentities: [{type: agent, name: x}]}\n"))
+	f.Add([]byte("credentials:\n- name: a\n  type: api-key\n  value: x\n  expose: {env: A, commands: {b: [/bin/c, d]}}\n  upstream: {service: github, url: \"http://localhost:1\", header: \"A: {value}\", allow: [\"GET,HEAD /a/*/b*/**\"], deny: [\"* /x\"], rate: 1/s}\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		items, err := seedfile.Parse("f", data)
 		if err != nil {

@@ -380,7 +380,7 @@ func (p *Plan) Plain() bool { return p != nil && len(p.hosts) > 0 && p.hosts[0].
 
 // Private reports whether the upstream may have an address that is not public, because the admin wrote so.
 func (p *Plan) Private() bool {
-	return p != nil && (p.dial.only.IsValid() || p.dial.loopback || p.dial.private)
+	return p != nil && (p.dial.only.IsValid() && !public(p.dial.only) || p.dial.loopback || p.dial.private)
 }
 
 // CheckAddr says why the proxy may not connect to addr, to which the upstream's name was resolved.

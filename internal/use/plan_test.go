@@ -243,6 +243,7 @@ func TestAddressesThatTheProxyMayReach(t *testing.T) {
 		{custom("http://127.0.0.1:8080", false), []string{"127.0.0.1", "::ffff:127.0.0.1"}, []string{"127.0.0.2", "1.1.1.1", "10.0.0.1", "::1"}, true, true},
 		{custom("http://localhost:8080", false), []string{"127.0.0.1", "::1"}, []string{"1.1.1.1", "10.0.0.1", "169.254.169.254"}, true, true},
 		{custom("https://[fd00::5]", false), []string{"fd00::5"}, []string{"fd00::6", "::1"}, false, true},
+		{custom("https://1.1.1.1", false), []string{"1.1.1.1"}, []string{"1.1.1.2", "127.0.0.1"}, false, false},
 		{nil, nil, []string{"1.1.1.1"}, false, false},
 	} {
 		for _, a := range c.yes {
