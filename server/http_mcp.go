@@ -182,7 +182,7 @@ func (h *httpHandler) sessionOf(r *http.Request, p identity.Principal) (*httpSes
 }
 
 func (h *httpHandler) serveStreamable(w http.ResponseWriter, r *http.Request, caller identity.Caller, call *httpCall) {
-	caller.Scopes = entrantOf(r.Context()).Scopes
+	caller = sender(r, caller)
 	ctx := context.WithValue(identity.With(r.Context(), caller), httpCallKey{}, call)
 	h.streamable.ServeHTTP(neutralWriter{ResponseWriter: w, log: h.Log}, r.WithContext(ctx))
 }

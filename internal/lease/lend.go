@@ -38,7 +38,7 @@ func (b *Broker) Lease(_ context.Context, caller identity.Caller, r Request) (Gr
 	l.durable = true
 	b.poke()
 	g := grant(l, l.issued, d.Capped)
-	g.Handle = handle
+	g.Handle, g.Open = handle, deliverable(d, l.cred, caller)
 	return g, nil
 }
 
@@ -167,8 +167,7 @@ func permitted(d policy.Decision, r Request, c *credential, caller identity.Call
 		return usual(open, c), nil
 	}
 	if !slices.Contains(open, r.Delivery) {
-		return "", refuse(DeliveryUnavailable, "this credential can't be delivered to you in that way",
-			fmt.Sprintf("Open to you here: %v. Leave delivery out to get the least exposing one, or ask the operator.", open))
+		return "", undeliverable(d, c, caller, open, r.Delivery)
 	}
 	return r.Delivery, nil
 }
