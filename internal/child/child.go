@@ -29,8 +29,9 @@ type Command struct {
 
 const (
 	grace  = 10 * time.Second
-	linger = time.Second // how long a pipe is read that somebody else holds open after the program has exited
-	excess = 1 << 20     // and how much, in bytes: the most that a pipe holds
+	linger = time.Second          // how long a pipe is read that somebody else holds open after the program has exited
+	reopen = 5 * time.Millisecond // until a terminal that everybody has closed is looked at again
+	excess = 1 << 20              // and how much, in bytes: the most that a pipe holds
 )
 
 // Exit codes of env and of shells. A program that a signal ended has 128 and the signal's number.

@@ -173,7 +173,11 @@ func (s *stream) pass() {
 		if _, gone := s.dst.Write(buf[:n]); gone != nil {
 			return
 		}
-		if err != nil && !errors.Is(err, syscall.EINTR) { // EIO: nobody holds the terminal any more
+		switch {
+		case err == nil, errors.Is(err, syscall.EINTR):
+		case errors.Is(err, syscall.EIO) && s.last.Load() == nil:
+			time.Sleep(reopen) // closed by all, and not by us: that would be a hangup, which ends a program on its way out
+		default:
 			return
 		}
 	}
