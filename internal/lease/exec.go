@@ -22,6 +22,10 @@ type ExecRequest struct {
 	Purpose    string
 	Program    string // what will run, for the record
 	Opened     bool   // with LeaseID: the lease was opened for this command, before the daemon was restarted
+
+	// For a program that asks keylease for a key and is not started by it, as git and the AWS tools do.
+	Origin string // the program signs in there: the credential must be one for it, and without Credential is found by it
+	Keep   bool   // the program goes on with the value when keylease has answered: a lease that is opened for it lasts its time
 }
 
 // Exec lends a value to a command's environment, never to the agent: on a lease that was granted for delivery by exec,
@@ -51,7 +55,10 @@ func (b *Broker) Exec(ctx context.Context, caller identity.Caller, r ExecRequest
 		b.drop(u)
 		return nil, err
 	}
-	return b.handOver(u, at)
+	if u, err = b.handOver(u, at); err == nil && r.Keep {
+		u.freshen(ctx)
+	}
+	return u, err
 }
 
 func (b *Broker) submitAndSettle(e store.Entry) error {
@@ -73,11 +80,15 @@ func (b *Broker) admitExec(ctx context.Context, caller identity.Caller, r *ExecR
 		return nil, sealedAt{}, err
 	}
 	if opens {
-		g, err := b.Lease(ctx, caller, Request{Credential: r.Credential, TTL: r.TTL, Purpose: r.Purpose, Delivery: policy.Exec})
+		holder := caller
+		if r.Keep {
+			holder.Session = "" // bound to none
+		}
+		g, err := b.Lease(ctx, holder, Request{Credential: r.Credential, TTL: r.TTL, Purpose: r.Purpose, Delivery: policy.Exec})
 		if err != nil {
 			return nil, sealedAt{}, err
 		}
-		r.LeaseID, r.Opened = g.LeaseID, true
+		r.LeaseID, r.Opened = g.LeaseID, !r.Keep
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -89,9 +100,16 @@ func (b *Broker) admitExec(ctx context.Context, caller identity.Caller, r *ExecR
 	if err := cmp.Or(b.usable(l, now), b.hold(l, caller, now)); err != nil {
 		return nil, sealedAt{}, err
 	}
-	u := b.startUse(l, caller, map[string]string{"program": CleanText(r.Program, 100)}, now)
+	details := map[string]string{"program": CleanText(r.Program, 100)}
+	if r.Origin != "" {
+		details["origin"] = CleanText(r.Origin, 300)
+	}
+	u := b.startUse(l, caller, details, now)
 	notePeer(&u.entry, caller)
 	u.session, u.Argv = caller.Session, argv
+	if origin, err := use.ParseOrigin(r.Origin); err == nil {
+		u.User, _ = l.cred.signInAt(origin)
+	}
 	b.uses.opened(l.id, r.Opened)
 	u.Opened = b.uses.wasOpened(l.id)
 	return u, l.sealedAt(), nil
@@ -110,6 +128,9 @@ func (b *Broker) meant(caller identity.Caller, r *ExecRequest) (argv []string, o
 		if r.Credential, argv, err = b.command(caller, r.Command); err != nil {
 			return nil, false, err
 		}
+	}
+	if err := b.signsIn(caller, r); err != nil {
+		return nil, false, err
 	}
 	if r.LeaseID != "" {
 		return argv, false, nil
