@@ -16,25 +16,11 @@ import (
 // Await returns when caller's question is answered or over, or ctx ends, whichever is first. It changes nothing and
 // tells nothing: Lease with the approval's id does.
 func (b *Broker) Await(ctx context.Context, caller identity.Caller, id string) {
-	b.mu.Lock()
-	if b.awaited[id] >= maxWaiters {
-		b.mu.Unlock()
-		return
-	}
-	b.awaited[id]++
-	b.mu.Unlock()
-	defer func() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if b.awaited[id]--; b.awaited[id] == 0 {
-			delete(b.awaited, id)
-		}
-	}()
 	for {
 		changed := b.answered.wait()
 		b.mu.Lock()
-		a, now := b.ix.asked[id], b.now()
-		waits := a != nil && a.Identity == caller.Principal && a.State == Pending && a.open(now) && b.moot(a, now) == "" && !b.closed
+		now := b.now()
+		waits := b.waits(caller, id, now)
 		b.lastCall = now
 		b.mu.Unlock()
 		if !waits {
@@ -49,16 +35,21 @@ func (b *Broker) Await(ctx context.Context, caller identity.Caller, id string) {
 	}
 }
 
+// waits reports whether caller's question still waits for an answer that can be of use. Caller holds mu.
+func (b *Broker) waits(caller identity.Caller, id string, now time.Time) bool {
+	a := b.ix.asked[id]
+	return a != nil && a.Identity == caller.Principal && a.State == Pending && a.open(now) && b.moot(a, now) == "" && !b.closed
+}
+
 // ClientAnswered records what the caller's own client reports that its user said. Only a question that policy puts to
 // the user can be answered so, by whoever asked it, once.
 func (b *Broker) ClientAnswered(_ context.Context, caller identity.Caller, id string, yes bool) error {
 	b.mu.Lock()
 	w, err := b.clientAnswered(caller, id, yes)
 	b.mu.Unlock()
-	if err != nil {
-		return err
+	if err == nil && w.pending != nil {
+		_, err = b.settle(w)
 	}
-	_, err = b.settle(w)
 	b.answered.broadcast()
 	return err
 }
@@ -76,7 +67,11 @@ func (b *Broker) clientAnswered(caller identity.Caller, id string, yes bool) (wr
 	if a == nil || a.Identity != caller.Principal || a.Approval != policy.User {
 		return written{}, notAvailable()
 	}
-	if b.lapse(a, now); a.State != Pending {
+	b.lapse(a, now)
+	switch {
+	case a.State == Approved && yes: // an operator was quicker
+		return b.newest, nil
+	case a.State != Pending && a.State != Approved:
 		return written{}, a.refusal()
 	}
 	return b.answer(a, caller, policy.User, yes, "", now)

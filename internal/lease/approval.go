@@ -21,8 +21,6 @@ const (
 	backOff    = 15 * time.Minute
 	// keepAnswered is how long a question that is over is remembered, so that whoever asked hears how it ended.
 	keepAnswered = time.Hour
-	// maxWaiters is how many calls wait for one answer at a time; more are told at once that there is none yet.
-	maxWaiters = 4
 )
 
 // ApprovalState is where a question is. Only Approved opens a lease, and only one.

@@ -66,10 +66,9 @@ type Broker struct {
 	lastCall     time.Time
 	destroySince time.Time // when keys to destroy began to wait for a quiet moment
 
-	wake     chan struct{}  // tells Run that the next deadline may have changed
-	newEntry notifier       // tells Follow that the trail grew
-	answered notifier       // tells Await that a question was answered, or is over
-	awaited  map[string]int // by approval: how many wait for it. Guarded by mu
+	wake     chan struct{} // tells Run that the next deadline may have changed
+	newEntry notifier      // tells Follow that the trail grew
+	answered notifier      // tells Await that a question was answered, or is over
 }
 
 // Open loads the state from the trail, orphans what was bound to sessions of the previous run, and checks that the
@@ -78,7 +77,7 @@ func Open(ctx context.Context, c Config) (*Broker, error) {
 	if c.Grace == 0 {
 		c.Grace = DefaultGrace
 	}
-	b := &Broker{cfg: c, store: c.Store, unseal: c.Store.Value, sessions: map[string]identity.Principal{}, lapsed: map[string]bool{}, uses: newUses(), awaited: map[string]int{}, wake: make(chan struct{}, 1)}
+	b := &Broker{cfg: c, store: c.Store, unseal: c.Store.Value, sessions: map[string]identity.Principal{}, lapsed: map[string]bool{}, uses: newUses(), wake: make(chan struct{}, 1)}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := b.load(); err != nil {
