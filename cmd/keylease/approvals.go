@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -214,4 +215,17 @@ a shell under the daemon's user can edit that file too.`,
 			}
 			return a.print(map[string]string{"passphrase": phc}, func(w io.Writer) { fmt.Fprintf(w, "admin:\n  passphrase: %s\n", phc) })
 		}}
+}
+
+// understandApprovals settles what approving takes and who is told of questions.
+func (s *settings) understandApprovals(from sources) (err error) {
+	if s.Admin.Passphrase != "" {
+		if s.passphrase, err = passphrase.Parse(s.Admin.Passphrase); err != nil {
+			return from.fault("admin.passphrase", "keylease approvals passphrase makes one", "%s", err)
+		}
+	}
+	if n := s.Approvals.Notify; len(n) > 0 && !filepath.IsAbs(n[0]) {
+		return from.fault("approvals.notify", "write it as in [/usr/local/bin/tell-me, --urgent]", "the first word must be the absolute path of a program")
+	}
+	return nil
 }
