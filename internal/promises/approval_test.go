@@ -6,12 +6,16 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"keylease/internal/lease"
 )
@@ -271,7 +275,7 @@ func TestTheOperatorIsToldOfQuestions(t *testing.T) {
 func TestAPassphraseIsForTheTerminalOnly(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.configure("admin:\n  passphrase: $argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc\n")
+	w.configure("admin:\n  passphrase: $argon2id$v=19$m=19456,t=1,p=1$c29tZXNhbHQ$3ZN7rqgqU8m3RA/W9+bmUA\n")
 	w.policy(approvalPolicy("operator"))
 	w.seed(secretOf("db", ""))
 	c := w.agent("agent")
@@ -288,4 +292,71 @@ func TestAPassphraseIsForTheTerminalOnly(t *testing.T) {
 	if o := w.refused(2, "serve", "--http", "off"); strings.Contains(o.err, "hunter2") {
 		t.Errorf("the error repeats it: %s", o)
 	}
+}
+
+// TestAPassphraseIsTypedAtATerminal: the right one approves, a wrong one does not, and trying is slowed.
+func TestAPassphraseIsTypedAtATerminal(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.configure("admin:\n  passphrase: $argon2id$v=19$m=19456,t=1,p=1$c29tZXNhbHQ$3ZN7rqgqU8m3RA/W9+bmUA\n")
+	w.policy(approvalPolicy("operator"))
+	w.seed(secretOf("db", ""))
+	c := w.agent("agent")
+	id := asks(t, c, args{"credential": "db"})
+	if o := w.typing("wrong\n", "approve", id); o.code != 4 || !strings.Contains(o.out, "not the passphrase") || strings.Contains(o.out, "wrong") {
+		t.Errorf("%s", o)
+	}
+	if w.count("approval.granted") != 0 || w.count("auth.failed") != 1 {
+		t.Error("a wrong passphrase approved, or nobody hears of it")
+	}
+	if o := w.typing("password\n", "approve", id); o.code != 0 || !strings.Contains(o.out, "approved") {
+		t.Errorf("%s", o)
+	}
+	fetched(t, c, id, "db")
+	id = asks(t, c, args{"credential": "db", "purpose": "more"})
+	for range 4 {
+		w.typing("wrong\n", "approve", id)
+	}
+	if o := w.typing("password\n", "approve", id); o.code == 0 || !strings.Contains(o.out, "too often") {
+		t.Errorf("the sixth try: %s", o)
+	}
+}
+
+// typing runs keylease at a terminal of its own, where somebody types.
+func (w *world) typing(keys string, args ...string) outcome {
+	w.t.Helper()
+	screen, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	w.must(err)
+	defer screen.Close()
+	w.must(unix.IoctlSetPointerInt(int(screen.Fd()), unix.TIOCSPTLCK, 0))
+	n, err := unix.IoctlGetInt(int(screen.Fd()), unix.TIOCGPTN)
+	w.must(err)
+	line, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|syscall.O_NOCTTY, 0)
+	w.must(err)
+	cmd := exec.Command(w.bin, args...)
+	cmd.Env, cmd.Dir = w.env(), w.home
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = line, line, line
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	w.must(cmd.Start())
+	_ = line.Close()
+	said, read := &buffer{}, make(chan struct{})
+	go func() {
+		defer close(read)
+		b := make([]byte, 4096)
+		for {
+			n, err := screen.Read(b)
+			_, _ = said.Write(b[:n])
+			if err != nil {
+				return
+			}
+			if strings.HasSuffix(said.String(), "passphrase: ") {
+				_, _ = screen.WriteString(keys)
+			}
+		}
+	}()
+	hung := time.AfterFunc(2*patience, func() { _ = cmd.Process.Kill() })
+	defer hung.Stop()
+	_ = cmd.Wait() // its code is what counts
+	<-read // the terminal ends with the last who has it open
+	return outcome{said.String(), "", cmd.ProcessState.ExitCode()}
 }
