@@ -350,6 +350,11 @@ func (w *world) typing(keys string, args ...string) outcome {
 				return
 			}
 			if strings.HasSuffix(said.String(), "passphrase: ") {
+				for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(time.Millisecond) {
+					if t, err := unix.IoctlGetTermios(int(screen.Fd()), unix.TCGETS); err != nil || t.Lflag&unix.ECHO == 0 {
+						break // from here on nothing typed is shown
+					}
+				}
 				_, _ = screen.WriteString(keys)
 			}
 		}
