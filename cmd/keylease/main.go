@@ -64,7 +64,7 @@ func (a *app) command() *cobra.Command {
 		a.initCommand(), a.serveCommand(), a.mcpCommand(),
 		a.putCommand(), a.seedCommand(), a.lsCommand(), a.showCommand(), a.servicesCommand(), a.rotateCommand(), a.revokeCommand(), a.rmCommand(),
 		a.leasesCommand(), a.releaseCommand(), a.revokeLeasesCommand(), a.freezeCommand(), a.thawCommand(),
-		a.tokenCommand(), a.policyCommand(), a.auditCommand(),
+		a.approvalsCommand(), a.approveCommand(), a.denyCommand(), a.tokenCommand(), a.policyCommand(), a.auditCommand(),
 		a.demoCommand(), a.versionCommand())
 	return root
 }
