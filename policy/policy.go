@@ -55,6 +55,9 @@ func stricter(a, b Approval) Approval {
 	return b.orNone()
 }
 
+// AtLeast reports whether a is as strict as min.
+func (a Approval) AtLeast(min Approval) bool { return a.rank() >= min.rank() }
+
 func (a Approval) rank() int {
 	switch a {
 	case "", None:

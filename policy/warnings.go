@@ -3,11 +3,12 @@ package policy
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"keylease/internal/strictyaml"
 )
 
-// built is the deliveries that this version can make. Approvals are not built.
+// built is the deliveries that this version can make.
 func built() []Delivery { return []Delivery{Value} }
 
 func warnings(d *strictyaml.Document, file string, p *Policy) []string {
@@ -27,9 +28,26 @@ func warnings(d *strictyaml.Document, file string, p *Policy) []string {
 		default:
 			say(path, "rule %q names delivery by %s, which this version does not have yet", u.name, orList(missing))
 		}
-		if u.approval.rank() > 0 {
-			say(at("rules", i, "approval"), "rule %q asks for approval by %s, which this version can't get yet: nothing can be leased under it", u.name, u.approval)
+		if word := u.production(); word != "" && u.approval == User {
+			say(at("rules", i, "approval"), "rule %q seems to guard production (%q) with approval: user, which is what the agent's own client reports; approval: operator takes a person with admin authority", u.name, word)
 		}
 	}
 	return all
+}
+
+// production returns what in u looks as if it were about a service that people rely on; "" where nothing does.
+func (u rule) production() string {
+	texts := append([]string{u.name}, u.credentials...)
+	for _, m := range u.metadata {
+		texts = append(texts, m.values...)
+	}
+	for _, text := range texts {
+		for _, word := range strings.FieldsFunc(strings.ToLower(text), func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') }) {
+			switch word {
+			case "prod", "production", "prd", "live":
+				return text
+			}
+		}
+	}
+	return ""
 }

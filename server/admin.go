@@ -14,6 +14,8 @@ import (
 
 	"keylease/internal/identity"
 	"keylease/internal/lease"
+	"keylease/internal/pace"
+	"keylease/internal/passphrase"
 )
 
 // adminOptions is what the admin verbs work with. Peers, Handover and Listening may be nil.
@@ -26,15 +28,23 @@ type adminOptions struct {
 	Handover  func() // drain and exit, after the answer
 	Listening func() Listening
 	Now       func() time.Time
+
+	Passphrase passphrase.Hash // what approve wants to be given; zero: nothing
 }
 
 // admin answers the operator's verbs. Who may reach it was decided by the socket: the peer has the daemon's uid or, in
 // system mode, another that administers. What is decided here is that it does not come from an MCP client. That is a hurdle, not a wall: a process can
 // leave its parents behind, and a shell under this uid can do worse.
-type admin struct{ adminOptions }
+type admin struct {
+	adminOptions
+	tries *pace.Paces // of the passphrase
+}
 
 func newAdminHandler(o adminOptions) http.Handler {
-	a := admin{o}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	a := admin{o, pace.New(passphraseRate, passphraseBurst)}
 	mux := http.NewServeMux()
 	for pattern, do := range map[string]verb{
 		"GET /v1/status":                     a.status,
@@ -52,6 +62,9 @@ func newAdminHandler(o adminOptions) http.Handler {
 		"POST /v1/tokens":                    a.createToken,
 		"POST /v1/tokens/{id}/rotate":        a.rotateToken,
 		"POST /v1/tokens/{id}/revoke":        a.revokeToken,
+		"GET /v1/approvals":                  a.approvals,
+		"POST /v1/approvals/{id}/approve":    a.approve,
+		"POST /v1/approvals/{id}/deny":       a.deny,
 		"POST /v1/freeze":                    a.freeze,
 		"POST /v1/thaw":                      a.thaw,
 		"POST /v1/policy/explain":            a.explain,
@@ -187,7 +200,7 @@ func statusOf(code lease.Code) int {
 		return http.StatusBadRequest
 	case lease.NotFound, lease.NotAvailable:
 		return http.StatusNotFound
-	case lease.Conflict, lease.LeaseEnded, lease.LeaseLimit:
+	case lease.Conflict, lease.LeaseEnded, lease.LeaseLimit, lease.ApprovalDenied:
 		return http.StatusConflict
 	case CodeDenied:
 		return http.StatusForbidden

@@ -120,6 +120,21 @@ func (c *AdminClient) RevokeToken(ctx context.Context, id string) (t lease.Token
 	return t, c.call(ctx, "POST", "/v1/tokens/"+segment(id)+"/revoke", nil, &t)
 }
 
+// Approvals lists the questions that are open, and those of the last hour, oldest first.
+func (c *AdminClient) Approvals(ctx context.Context) (a Approvals, err error) {
+	return a, c.call(ctx, "GET", "/v1/approvals", nil, &a)
+}
+
+// Approve says yes to one question; passphrase is nil where none is needed.
+func (c *AdminClient) Approve(ctx context.Context, id string, passphrase []byte) (i lease.ApprovalInfo, err error) {
+	return i, c.call(ctx, "POST", "/v1/approvals/"+segment(id)+"/approve", approveRequest{passphrase}, &i)
+}
+
+// Deny says no to one question; whoever asked is told the reason.
+func (c *AdminClient) Deny(ctx context.Context, id, reason string) (i lease.ApprovalInfo, err error) {
+	return i, c.call(ctx, "POST", "/v1/approvals/"+segment(id)+"/deny", denyRequest{reason}, &i)
+}
+
 // Freeze stops all lending; it returns since when nothing is lent, which may be earlier: then Already is set.
 func (c *AdminClient) Freeze(ctx context.Context, reason string) (f lease.Frozen, err error) {
 	return f, c.call(ctx, "POST", "/v1/freeze", freezeRequest{reason}, &f)

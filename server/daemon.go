@@ -22,6 +22,7 @@ import (
 	"keylease/internal/federation"
 	"keylease/internal/identity"
 	"keylease/internal/lease"
+	"keylease/internal/passphrase"
 	"keylease/tools"
 )
 
@@ -54,6 +55,7 @@ type Options struct {
 	Ready          func(Listening) // called once when everything listens
 	Now            func() time.Time
 	Limits         Limits
+	Passphrase     passphrase.Hash // what approving wants to be given; zero: nothing
 
 	inProcess bool          // Standalone: takes no daemon's place
 	hurry     time.Duration // tests: instead of lineTime and writeTime
@@ -137,7 +139,7 @@ func (d *daemon) backendOf(b *lease.Broker, closeAll func() error) backend {
 		local: local{mcp: mcp, attach: b.Attach, detach: b.Detach, lapse: b.Lapse,
 			authenticate: b.Authenticate, log: d.Log, called: d.touch},
 		admin: newAdminHandler(adminOptions{Broker: b, Log: d.Log, Version: d.Version, Peers: d.peers, Auto: d.Auto,
-			Handover: func() { d.end("handover") }, Listening: func() Listening { return d.listening }, Now: d.Now}),
+			Handover: func() { d.end("handover") }, Listening: func() Listening { return d.listening }, Now: d.Now, Passphrase: d.Passphrase}),
 		exec: b.Exec,
 		web: newHTTPHandler(httpOptions{Broker: b, Log: d.Log, MCP: mcp, Addr: d.listening.HTTP,
 			AllowedHosts: d.AllowedHosts, AllowedOrigins: d.AllowedOrigins, Resource: d.Resource, Foreign: d.Foreign, TLS: d.tls,
@@ -310,7 +312,7 @@ func (d *daemon) watch(ctx context.Context) {
 func (d *daemon) idle() bool {
 	a := d.activity()
 	last := max(d.lastCall.Load(), a.LastCall.UnixNano())
-	return a.LiveLeases == 0 && d.admins.Load() == 0 && d.Now().Sub(time.Unix(0, last)) >= d.IdleStop
+	return a.LiveLeases == 0 && a.Waiting == 0 && d.admins.Load() == 0 && d.Now().Sub(time.Unix(0, last)) >= d.IdleStop
 }
 
 // shutdown ends every connection: what was read is answered, what was not read had no effect.

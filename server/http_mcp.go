@@ -16,6 +16,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"keylease/internal/identity"
+	"keylease/tools"
 )
 
 // httpCall is what the guard settled about one request to /mcp, for the hooks that mcp-go calls back.
@@ -183,7 +184,7 @@ func (h *httpHandler) sessionOf(r *http.Request, p identity.Principal) (*httpSes
 
 func (h *httpHandler) serveStreamable(w http.ResponseWriter, r *http.Request, caller identity.Caller, call *httpCall) {
 	caller = sender(r, caller)
-	ctx := context.WithValue(identity.With(r.Context(), caller), httpCallKey{}, call)
+	ctx := context.WithValue(identity.With(tools.Ending(r.Context(), h.closing), caller), httpCallKey{}, call)
 	h.streamable.ServeHTTP(neutralWriter{ResponseWriter: w, log: h.Log}, r.WithContext(ctx))
 }
 

@@ -5,6 +5,7 @@ package server
 import (
 	"io/fs"
 	"os"
+	"os/exec"
 	"syscall"
 )
 
@@ -22,5 +23,7 @@ func groupOf(fs.FileInfo) int { return -1 }
 func alive(int) bool { return true }
 
 func keepDescriptors() {}
+
+func ownGroup(*exec.Cmd) {}
 
 func detached() *syscall.SysProcAttr { return nil }

@@ -5,6 +5,7 @@ package server
 import (
 	"io/fs"
 	"os"
+	"os/exec"
 	"syscall"
 )
 
@@ -32,6 +33,12 @@ func groupOf(info fs.FileInfo) int {
 
 // detached makes a child a session of its own, so that it outlives the terminal and the agent that started it.
 func detached() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setsid: true} }
+
+// ownGroup makes a child the head of a group of its own, all of which is killed when its time is up.
+func ownGroup(cmd *exec.Cmd) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+}
 
 // alive reports whether there is a process of this number.
 func alive(pid int) bool { return pid > 0 && syscall.Kill(pid, 0) != syscall.ESRCH }

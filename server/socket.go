@@ -18,6 +18,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"keylease/internal/identity"
+	"keylease/tools"
 )
 
 const (
@@ -63,6 +64,7 @@ type mcpConn struct {
 	read    atomic.Uint64          // lines taken from conn
 	stopWhy atomic.Pointer[string] // set: nothing more is read
 	stopped chan struct{}          // closed when stopWhy is set
+	left    chan struct{}          // closed when nothing more will be read
 	aside   atomic.Bool            // stopped to make room: that is no disconnect
 
 	mu       sync.Mutex // guards inFlight
@@ -75,8 +77,9 @@ type mcpConn struct {
 
 func newMCPConn(l local, b *bounds, conn net.Conn, r *bufio.Reader, h hello, peer *localPeer) *mcpConn {
 	c := &mcpConn{local: l, bounds: b, conn: conn, r: r, session: newSession(), hello: h, peer: peer,
-		inFlight: map[string]bool{}, stopped: make(chan struct{})}
+		inFlight: map[string]bool{}, stopped: make(chan struct{}), left: make(chan struct{})}
 	var done func()
+	c.session.send, c.session.gone = c.write, c.left
 	c.process, done = b.running.of(peer.process())
 	c.letGo = append(c.letGo, done)
 	return c
@@ -107,7 +110,10 @@ func (c *mcpConn) serve() {
 	ctx = c.mcp.WithContext(ctx, c.session)
 	var pump sync.WaitGroup
 	pump.Go(func() { c.forwardNotifications(ctx) })
-	c.readLoop(ctx)
+	waits, leave := context.WithCancel(ctx)
+	c.readLoop(tools.Ending(ctx, waits))
+	close(c.left)
+	leave()
 	why, answered := c.stopWhy.Load(), false
 	if why != nil {
 		answered = c.drain(stopDrain)
@@ -158,7 +164,8 @@ func (c *mcpConn) take(ctx context.Context, line []byte) {
 	switch {
 	case fault != nil:
 		c.write(fault.line(e.ID))
-	case e.isAnswer(): // we ask nothing of local clients, so there is nothing that this could answer
+	case e.isAnswer():
+		c.session.take(&e)
 	case e.isNotification():
 		c.handle(ctx, &e, line)
 	default:

@@ -25,6 +25,10 @@ const (
 	EventLeaseRevoked      Event = "lease.revoked"
 	EventLeaseDenied       Event = "lease.denied"
 	EventLeasesEnded       Event = "identity.leases_ended" // all that one identity holds gives nothing from here on
+	EventApprovalAsked     Event = "approval.asked"
+	EventApprovalGranted   Event = "approval.granted"
+	EventApprovalDenied    Event = "approval.denied"
+	EventApprovalExpired   Event = "approval.expired"
 	EventTokenCreated      Event = "token.created"
 	EventTokenRotated      Event = "token.rotated"
 	EventTokenRevoked      Event = "token.revoked"
@@ -54,7 +58,7 @@ var rows = [...]row{
 	{EventVersionDestroyed, []string{"reason"}},
 	{EventCredentialRevoked, credentialFields[:]},
 	{EventCredentialDeleted, credentialFields[:]},
-	{EventLeaseCreated, []string{"delivery", "expires_at", "max_expires_at", "ttl", "ttl_capped", "rule", "policy_hash", "transport", "keep_on_disconnect", "peer", "uid", "handle"}},
+	{EventLeaseCreated, []string{"delivery", "expires_at", "max_expires_at", "ttl", "ttl_capped", "rule", "policy_hash", "transport", "keep_on_disconnect", "peer", "uid", "handle", "approval_id"}},
 	{EventLeaseRenewed, []string{"expires_at", "max_expires_at", "ttl", "ttl_capped", "rule", "policy_hash"}},
 	{EventLeaseOrphaned, []string{"ends_at", "reason"}},
 	{EventLeaseAdopted, []string{"session"}},
@@ -64,6 +68,10 @@ var rows = [...]row{
 	{EventLeaseRevoked, endFields[:]},
 	{EventLeaseDenied, []string{"code", "reason", "delivery", "verb", "peer"}},
 	{EventLeasesEnded, []string{"identity", "identity_type", "leases", "reason"}},
+	{EventApprovalAsked, []string{"approval_id", "approval", "delivery", "ttl", "ttl_capped", "rule", "policy_hash", "terms", "question", "expires_at", "transport", "peer"}},
+	{EventApprovalGranted, answerFields[:]},
+	{EventApprovalDenied, answerFields[:]},
+	{EventApprovalExpired, answerFields[:]},
 	{EventTokenCreated, tokenFields[:]},
 	{EventTokenRotated, tokenFields[:]},
 	{EventTokenRevoked, tokenFields[:]},
@@ -81,6 +89,7 @@ var rows = [...]row{
 var (
 	credentialFields = [...]string{"type", "policy_hash", "versions", "reason", "source", "forced"}
 	endFields        = [...]string{"reason", "held_for", "by"}
+	answerFields     = [...]string{"approval_id", "by", "question", "expires_at", "reason"}
 	tokenFields      = [...]string{"token_id", "token_identity", "token_type", "expires_at", "reason", "credentials", "max_ttl", "uses", "previous_until"}
 	serverFields     = [...]string{"version", "address", "reason", "auto", "key_source"}
 )

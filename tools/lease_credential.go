@@ -13,28 +13,30 @@ import (
 )
 
 type leaseArgs struct {
-	Credential string `json:"credential,omitempty" jsonschema:"Name of the credential, exactly as list_credentials shows it. Required unless lease_id is given."`
+	Credential string `json:"credential,omitempty" jsonschema:"Name of the credential, exactly as list_credentials shows it. Required unless lease_id or approval_id is given."`
 	TTL        string `json:"ttl,omitempty" jsonschema:"How long you need it, like 90s, 30m, 4h or 1h30m. Leave it out for the default. Longer than allowed is capped, not refused."`
 	Purpose    string `json:"purpose,omitempty" jsonschema:"One line, at most 200 characters, that tells a human what you will do with it. Kept in the audit trail; some credentials require it."`
 	Delivery   string `json:"delivery,omitempty" jsonschema:"How you get it: one of the credential's deliveries in list_credentials. Leave it out, and ask for value only where no other will do: proxy and exec do the work without showing you the key."`
 	LeaseID    string `json:"lease_id,omitempty" jsonschema:"Renew this lease of yours instead of opening another. What you were given with it stays good."`
+	ApprovalID string `json:"approval_id,omitempty" jsonschema:"Get the lease that waited for a person's approval, with what was asked then. Waits for the answer, up to 40 seconds. Leave out all other arguments."`
 }
 
 type leaseResult struct {
-	Status       string            `json:"status" jsonschema:"granted"`
-	LeaseID      string            `json:"lease_id" jsonschema:"Name of the lease, for renewing and releasing it. Not a secret."`
+	Status       string            `json:"status" jsonschema:"granted, or approval_required: then nothing is lent yet, and approval says what to do"`
+	LeaseID      string            `json:"lease_id,omitempty" jsonschema:"Name of the lease, for renewing and releasing it. Not a secret."`
 	Credential   string            `json:"credential"`
-	Type         string            `json:"type"`
+	Type         string            `json:"type,omitempty"`
 	Version      int               `json:"version" jsonschema:"Which version of the credential you have. It stays yours until the lease ends, also when the credential is rotated."`
 	Delivery     string            `json:"delivery"`
-	IssuedAt     string            `json:"issued_at" jsonschema:"RFC 3339, UTC"`
-	ExpiresAt    string            `json:"expires_at" jsonschema:"RFC 3339, UTC. From then on the lease gives nothing."`
-	MaxExpiresAt string            `json:"max_expires_at" jsonschema:"RFC 3339, UTC. Renewing never goes past this."`
+	IssuedAt     string            `json:"issued_at,omitempty" jsonschema:"RFC 3339, UTC"`
+	ExpiresAt    string            `json:"expires_at,omitempty" jsonschema:"RFC 3339, UTC. From then on the lease gives nothing."`
+	MaxExpiresAt string            `json:"max_expires_at,omitempty" jsonschema:"RFC 3339, UTC. Renewing never goes past this."`
 	TTL          string            `json:"ttl" jsonschema:"Time granted from now, like 30m"`
 	TTLCapped    bool              `json:"ttl_capped" jsonschema:"True when you asked for more than is allowed"`
 	Metadata     map[string]string `json:"metadata" jsonschema:"What belongs to the credential and is not secret, such as an access key id"`
 	Use          *useResult        `json:"use,omitempty" jsonschema:"How to use the credential without seeing it. Absent with a value, and when a lease is renewed."`
 	Value        string            `json:"value,omitempty" jsonschema:"The secret. Use it and forget it: do not print, log or store it. Absent when a lease is renewed."`
+	Approval     *approvalResult   `json:"approval,omitempty" jsonschema:"What waits for a person's answer, when status is approval_required"`
 	Hint         string            `json:"hint" jsonschema:"What to do next"`
 }
 
@@ -52,6 +54,7 @@ func leaseTool() mcp.Tool {
 	return mcp.NewTool("lease_credential",
 		mcp.WithDescription(`Lease a credential for a limited time, or renew a lease you hold.
 Call list_credentials first and use a name from it. Say in purpose what work you will do with it: ask for work, not for values. If you hold a lease already, use it, or renew it with lease_id, rather than leasing again. Where the answer has use, do the work the way it says: you need not see the key. A value goes directly where it is needed; never print, log, store or repeat it. Call release_lease as soon as the work is done.
+Some credentials are lent only when a person agrees: then status is approval_required. Tell the user what waits, and call lease_credential with approval_id to get the lease once they agreed. Never try to approve it yourself.
 A refusal is an error with a code and a hint; follow the hint. not_available means unknown, forbidden or not yours: ask the operator, and do not look for the key elsewhere. lease_limit means too many leases are open: use one of your_leases; if the answer has retry_after, wait that many seconds.`),
 		mcp.WithTitleAnnotation("Lease a credential"),
 		mcp.WithReadOnlyHintAnnotation(false),
@@ -63,8 +66,28 @@ A refusal is an error with a code and a hint; follow the hint. not_available mea
 	)
 }
 
-func (a agent) lease(ctx context.Context, in leaseArgs) (leaseResult, error) {
-	ctx, caller, err := a.caller(ctx)
+// leaseOrAsk answers with a lease, or with what a client that speaks 2026-07-28 has to ask its user first.
+func (a agent) leaseOrAsk(ctx context.Context, request mcp.CallToolRequest) (*mcp.CallToolResult, error) {
+	in, err := bound[leaseArgs](request)
+	if err != nil {
+		return nil, err
+	}
+	var ask *mcp.CallToolResult
+	out, err := a.lease(ctx, in, func(caller identity.Caller, g lease.Grant) (_ lease.Grant, err error) {
+		g, ask, err = a.agree(ctx, caller, request, g)
+		return g, err
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case ask != nil:
+		return ask, nil
+	}
+	return answered(out)
+}
+
+func (a agent) lease(given context.Context, in leaseArgs, agree func(identity.Caller, lease.Grant) (lease.Grant, error)) (leaseResult, error) {
+	ctx, caller, err := a.caller(given)
 	if err != nil {
 		return leaseResult{}, err
 	}
@@ -76,6 +99,10 @@ func (a agent) lease(ctx context.Context, in leaseArgs) (leaseResult, error) {
 	if err != nil {
 		return leaseResult{}, err
 	}
+	if in.LeaseID != "" && in.ApprovalID != "" {
+		return leaseResult{}, &lease.Refusal{Code: lease.InvalidArgument, Message: "lease_id and approval_id are two different things to ask for",
+			Hint: "Give lease_id to renew a lease you hold, or approval_id to get the one that waited for an approval."}
+	}
 	if in.LeaseID != "" {
 		g, err := a.Broker.Renew(ctx, caller, lease.RenewRequest{LeaseID: in.LeaseID, TTL: asked, Credential: in.Credential, Delivery: way})
 		if err != nil {
@@ -83,13 +110,19 @@ func (a agent) lease(ctx context.Context, in leaseArgs) (leaseResult, error) {
 		}
 		return granted(g, "Renewed. "+goOn[g.Delivery]+" Call release_lease when the work is done."), nil
 	}
-	if in.Credential == "" {
+	if in.Credential == "" && in.ApprovalID == "" {
 		return leaseResult{}, &lease.Refusal{Code: lease.InvalidArgument, Message: "credential is missing",
-			Hint: "Give the name of a credential from list_credentials, or lease_id to renew a lease."}
+			Hint: "Give the name of a credential from list_credentials, lease_id to renew a lease, or approval_id to get the one that waited for an approval."}
 	}
-	g, err := a.Broker.Lease(ctx, caller, lease.Request{Credential: in.Credential, TTL: asked, Purpose: in.Purpose, Delivery: way})
+	g, err := a.Broker.Lease(ctx, caller, lease.Request{Credential: in.Credential, TTL: asked, Purpose: in.Purpose, Delivery: way, ApprovalID: in.ApprovalID})
+	if err == nil && g.Waiting != nil {
+		g, err = agree(caller, g)
+	}
 	if err != nil {
 		return leaseResult{}, err
+	}
+	if g.Waiting != nil {
+		return waitingFor(given, g), nil
 	}
 	out, err := a.deliver(ctx, caller, g)
 	if err != nil {

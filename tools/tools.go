@@ -45,9 +45,9 @@ func NewServer(o Options) *mcpserver.MCPServer {
 		mcpserver.WithInstructions(instructions),
 		mcpserver.WithToolHandlerMiddleware(recovered(o.Log)),
 	)...)
-	a := agent{o}
+	a := agent{o, &questions{by: map[string]time.Time{}, waiting: map[string]int{}}, patience}
 	s.AddTool(listTool(), typed(a.list))
-	s.AddTool(leaseTool(), typed(a.lease))
+	s.AddTool(leaseTool(), a.leaseOrAsk)
 	s.AddTool(releaseTool(), typed(a.release))
 	return s
 }
@@ -167,7 +167,11 @@ func singleTypes(schema any) {
 }
 
 // agent answers tool calls for whoever the transport says is calling.
-type agent struct{ Options }
+type agent struct {
+	Options
+	questions *questions
+	patience  time.Duration
+}
 
 // caller returns who is calling. The context it returns is not cancelled with the request: a change that was begun
 // is finished and recorded, whether or not anybody still waits for the answer.
@@ -183,21 +187,32 @@ func (a agent) caller(ctx context.Context) (context.Context, identity.Caller, er
 // typed decodes arguments into In, and turns what handle returns into a result.
 func typed[In, Out any](handle func(context.Context, In) (Out, error)) mcpserver.ToolHandlerFunc {
 	return func(ctx context.Context, request mcp.CallToolRequest) (*mcp.CallToolResult, error) {
-		var in In
-		if err := request.BindArguments(&in); err != nil {
-			return refused(&lease.Refusal{Code: lease.InvalidArgument, Message: "the arguments can't be read as this tool's input schema says",
-				Hint: "Correct the arguments and call again."}), nil
+		in, err := bound[In](request)
+		if err != nil {
+			return nil, err
 		}
 		out, err := handle(ctx, in)
 		if err != nil {
 			return nil, err
 		}
-		text, err := json.Marshal(out)
-		if err != nil {
-			return nil, fmt.Errorf("encoding the answer: %w", err)
-		}
-		return mcp.NewToolResultStructured(json.RawMessage(text), string(text)), nil
+		return answered(out)
 	}
+}
+
+func bound[In any](request mcp.CallToolRequest) (in In, err error) {
+	if request.BindArguments(&in) != nil {
+		return in, &lease.Refusal{Code: lease.InvalidArgument, Message: "the arguments can't be read as this tool's input schema says",
+			Hint: "Correct the arguments and call again."}
+	}
+	return in, nil
+}
+
+func answered(out any) (*mcp.CallToolResult, error) {
+	text, err := json.Marshal(out)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the answer: %w", err)
+	}
+	return mcp.NewToolResultStructured(json.RawMessage(text), string(text)), nil
 }
 
 // recovered is the outermost middleware: refusals become tool errors, and anything else, a panic included, becomes

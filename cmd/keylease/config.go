@@ -21,6 +21,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"keylease/internal/federation"
+	"keylease/internal/passphrase"
 	"keylease/internal/strictyaml"
 	"keylease/internal/ttl"
 	"keylease/server"
@@ -47,6 +48,8 @@ type Config struct {
 	Identities IdentitiesConfig `koanf:"identities" yaml:"identities"`
 	Limits     Limits           `koanf:"limits" yaml:"limits"`
 
+	Approvals ApprovalsConfig `koanf:"-" yaml:"approvals"` // from the file alone
+
 	// Who is let in by somebody else's word. These come from the file alone.
 	Resource     string                   `koanf:"-" yaml:"resource"` // our name in tokens of other issuers, as https://keys.example.com/mcp
 	Issuers      []federation.Issuer      `koanf:"-" yaml:"issuers"`
@@ -66,6 +69,11 @@ type Limits struct {
 // IdentitiesConfig is about who is lent to at all.
 type IdentitiesConfig struct {
 	Declared string `koanf:"declared" yaml:"declared"` // allow or deny callers whose name nothing proves
+}
+
+// ApprovalsConfig is about questions to people.
+type ApprovalsConfig struct {
+	Notify []string `koanf:"-" yaml:"notify"` // a program that is told of each new question, and its arguments; never a shell's words
 }
 
 // LogConfig is about the daemon's log on stderr.
@@ -102,6 +110,7 @@ type settings struct {
 	explicitKey     bool   // the root key's file was named by a flag, the environment or keylease.yaml
 	grace, idleStop time.Duration
 	level           zerolog.Level
+	passphrase      passphrase.Hash
 }
 
 // pathKeys are the keys whose values are paths.
@@ -111,7 +120,7 @@ var pathKeys = [...]string{"data", "rootKeyFile", "policyFile", "anchor", "socke
 var notConfig = [...]string{"KEYLEASE_TOKEN", "KEYLEASE_AS", "KEYLEASE_SOCKET", "KEYLEASE_ROOT_KEY"}
 
 // fileOnly are the keys that no variable or flag can set.
-var fileOnly = [...]string{"resource", "issuers", "certificates"}
+var fileOnly = [...]string{"resource", "issuers", "certificates", "approvals", "approvals.notify", "admin.passphrase"}
 
 // settings reads the configuration. Of an environment that is not the operator's own (useEnv false: a relay's comes
 // from an MCP client's project file, a daemon's may be anybody's) nothing is taken.
@@ -161,6 +170,7 @@ func (a *app) settings(useEnv bool) (settings, error) {
 		return s, usagef("", "the configuration does not fit together: %s", err)
 	}
 	s.Resource, s.Issuers, s.Certificates = written.Resource, written.Issuers, written.Certificates
+	s.Approvals, s.Admin.Passphrase = written.Approvals, written.Admin.Passphrase
 	return s, s.understand(a.flags.socket, from)
 }
 
@@ -221,6 +231,9 @@ func (s *settings) understand(socket string, from sources) (err error) {
 		}
 	}
 	if s.level, err = zerolog.ParseLevel(s.Log.Level); err != nil {
+		return err
+	}
+	if err := s.understandApprovals(from); err != nil {
 		return err
 	}
 	return s.understandSystem(from)

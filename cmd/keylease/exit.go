@@ -18,6 +18,7 @@ const (
 	exitUsage       = 2 // a command line, or a file it names, that can't be understood
 	exitNotFound    = 3
 	exitDenied      = 4
+	exitApproval    = 5 // a person said no, or nobody said yes
 	exitSealed      = 6 // no root key, or not the one of this store
 	exitUnreachable = 7 // no daemon, or one that can't be trusted
 	exitConflict    = 8 // it exists already, is held by another process, or a port is in use
@@ -135,6 +136,8 @@ func codeOf(c lease.Code) int {
 		return exitDenied
 	case lease.Conflict:
 		return exitConflict
+	case lease.ApprovalDenied:
+		return exitApproval
 	}
 	return exitError
 }
@@ -163,6 +166,8 @@ func remedy(r *lease.Refusal) string {
 		return r.Hint
 	case strings.HasPrefix(r.Message, "there is no credential"):
 		return "keylease ls lists what there is"
+	case strings.HasPrefix(r.Message, "there is no approval"):
+		return "keylease approvals lists those that wait"
 	case strings.HasPrefix(r.Message, "there is no token"):
 		return "keylease token ls lists what there is"
 	}

@@ -65,7 +65,7 @@ func (a *app) command() *cobra.Command {
 		a.putCommand(), a.seedCommand(), a.lsCommand(), a.showCommand(), a.servicesCommand(), a.rotateCommand(), a.revokeCommand(), a.rmCommand(),
 		a.execCommand(), a.runCommand(),
 		a.leasesCommand(), a.releaseCommand(), a.revokeLeasesCommand(), a.freezeCommand(), a.thawCommand(),
-		a.tokenCommand(), a.policyCommand(), a.auditCommand(),
+		a.approvalsCommand(), a.approveCommand(), a.denyCommand(), a.tokenCommand(), a.policyCommand(), a.auditCommand(),
 		a.helperCommand(), a.demoCommand(), a.versionCommand())
 	return root
 }

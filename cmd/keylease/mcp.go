@@ -69,5 +69,5 @@ func (a *app) mcp(ctx context.Context, as string, standalone bool) error {
 		Open: func(ctx context.Context) (*lease.Broker, func() error, error) {
 			return a.open(ctx, opening{settings: s, log: relay.Log})
 		},
-		Log: relay.Log, Version: version(), Paths: s.paths, Command: s.agentCommand(), IdleStop: s.idleStop}, relay)
+		Log: relay.Log, Version: version(), Paths: s.paths, Command: s.agentCommand(), IdleStop: s.idleStop, Passphrase: s.passphrase}, relay)
 }

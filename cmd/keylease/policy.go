@@ -190,18 +190,14 @@ func (a *app) policyExplainCommand() *cobra.Command {
 	return c
 }
 
-// ofThisVersion turns what the policy says into what a lease would be answered: this version delivers by value, and
-// can't ask for an approval.
+// ofThisVersion turns what the policy says into what a lease would be answered: this version delivers by value.
 func ofThisVersion(a server.Answer) server.Answer {
 	if !a.Allow {
 		return a
 	}
 	said := a.Deliveries
 	a.Deliveries = slices.DeleteFunc(slices.Clone(said), func(d policy.Delivery) bool { return d != policy.Value })
-	switch {
-	case a.Approval != policy.None && a.Approval != "":
-		a.Allow, a.Reason = false, fmt.Sprintf("it would be refused: %s, with approval by %s, which this version can't ask for", a.Reason, a.Approval)
-	case len(a.Deliveries) == 0:
+	if len(a.Deliveries) == 0 {
 		a.Allow, a.Reason = false, fmt.Sprintf("it would be refused: %s, as %s, and this version delivers by value only", a.Reason, joined(said))
 	}
 	return a
@@ -216,6 +212,12 @@ func explain(w io.Writer, a server.Answer) {
 	if a.Allow {
 		fmt.Fprintf(w, "  for %s, at most %s, as %s\n", a.DefaultTTL, a.MaxTTL, joined(a.Deliveries))
 		fmt.Fprintf(w, "  live leases: %s on the credential, %s for %s under the rule\n", limit(a.MaxLeases), limit(a.RuleMaxLeases), terminal(a.Identity))
+		switch a.Approval {
+		case policy.User:
+			fmt.Fprintln(w, "  once the user agrees, as the agent's own client reports, or an operator does (keylease approvals)")
+		case policy.Operator:
+			fmt.Fprintln(w, "  once an operator agrees (keylease approvals)")
+		}
 		if a.PurposeRequired {
 			fmt.Fprintln(w, "  a purpose must be given")
 		}

@@ -107,7 +107,7 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 		},
 		Log: log, Version: version(), Paths: s.paths, Command: s.agentCommand(), HTTPAddr: httpAddr(s.HTTP), AllowedHosts: s.AllowedHosts, AllowedOrigins: s.AllowedOrigins,
 		Resource: s.Resource, Foreign: foreign, TLS: s.tlsFiles(), System: s.system,
-		Auto: f.auto, IdleStop: s.idleStop, Reload: reload, Limits: server.Limits(s.Limits),
+		Auto: f.auto, IdleStop: s.idleStop, Reload: reload, Limits: server.Limits(s.Limits), Passphrase: s.passphrase,
 		Ready: func(l server.Listening) {
 			if !f.auto {
 				a.announce(up, l)

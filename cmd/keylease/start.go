@@ -140,7 +140,8 @@ func (a *app) open(ctx context.Context, o opening) (*lease.Broker, func() error,
 	}
 	b, err := lease.Open(ctx, lease.Config{Store: st, PolicyFile: policyFile(o.PolicyFile), DropPolicy: o.dropPolicy,
 		Log: o.log, Now: time.Now, Grace: o.grace, KeySource: source, Version: version(),
-		DenyDeclared: o.Identities.Declared == deny})
+		DenyDeclared: o.Identities.Declared == deny,
+		Asked:        server.NewNotifier(ctx, o.Approvals.Notify, o.home, o.log).Notify})
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, gone := os.Lstat(o.PolicyFile); gone != nil {
 			err = fail(exitError, "put it back, or start once without one: keylease serve --no-policy"+o.serveReach(), "the policy that governed this store is gone: there is no %s", o.PolicyFile)

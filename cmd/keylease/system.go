@@ -26,9 +26,10 @@ type AllowConfig struct {
 	Groups []strictyaml.Name `koanf:"groups" yaml:"groups"`
 }
 
-// AdminConfig says who administers in system mode, beside root and the daemon's own user.
+// AdminConfig says who administers in system mode, beside root and the daemon's own user, and what approving takes.
 type AdminConfig struct {
-	UIDs []strictyaml.Name `koanf:"uids" yaml:"uids"`
+	UIDs       []strictyaml.Name `koanf:"uids" yaml:"uids"`
+	Passphrase string            `koanf:"-" yaml:"passphrase"` // Argon2id hash of what approve asks for; from the file alone
 }
 
 // adminSocket is where the installation puts the admin's socket: docs/system-mode.md.
@@ -117,6 +118,9 @@ func (a *app) guarded(s settings) ([]string, error) {
 	}
 	if path, ok := keyPath(source, s); ok {
 		files = append(files, path)
+	}
+	if len(s.Approvals.Notify) > 0 {
+		files = append(files, s.Approvals.Notify[0])
 	}
 	who := []string{s.TLS.Cert, s.TLS.Key, s.TLS.ClientCA}
 	for _, i := range s.Issuers {

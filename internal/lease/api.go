@@ -15,6 +15,8 @@ type Request struct {
 	TTL        time.Duration // 0: the default of credential, rule or policy
 	Purpose    string        // at most MaxPurpose characters
 	Delivery   policy.Delivery
+	ApprovalID string    // resume what was asked then; the other fields are zero, or as they were
+	of         *approval // what is resumed
 }
 
 // RenewRequest asks to extend a lease. Credential and Delivery, where given, must be the lease's own.
@@ -25,8 +27,10 @@ type RenewRequest struct {
 	Delivery   policy.Delivery
 }
 
-// Grant is what a caller was given. It never holds the value: see Broker.Reveal.
+// Grant is what a caller was given. It never holds the value: see Broker.Reveal. Where Waiting is set it is nothing yet:
+// a person has to agree first, and of the rest only what the question is about is set.
 type Grant struct {
+	Waiting      *Waiting
 	LeaseID      string
 	Credential   string
 	Type         string

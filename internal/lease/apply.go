@@ -43,6 +43,8 @@ func (ix *index) apply(e *store.Entry, rec any) error {
 	case store.EventLeaseCreated, store.EventLeaseRenewed, store.EventLeaseOrphaned, store.EventLeaseAdopted,
 		store.EventLeaseReleased, store.EventLeaseExpired, store.EventLeaseRevoked:
 		return ix.applyLease(e)
+	case store.EventApprovalAsked, store.EventApprovalGranted, store.EventApprovalDenied, store.EventApprovalExpired:
+		return ix.applyApproval(e)
 	}
 	return nil
 }
@@ -116,7 +118,8 @@ func (ix *index) addTexts(t *token) {
 // noteUse counts what a token's holder did. What the daemon writes in the holder's name is no use.
 func (ix *index) noteUse(e *store.Entry) {
 	switch e.Event {
-	case store.EventLeaseCreated, store.EventLeaseRenewed, store.EventLeaseAdopted, store.EventLeaseReleased, store.EventLeaseDenied:
+	case store.EventLeaseCreated, store.EventLeaseRenewed, store.EventLeaseAdopted, store.EventLeaseReleased, store.EventLeaseDenied,
+		store.EventApprovalAsked:
 	default:
 		return
 	}
@@ -197,6 +200,9 @@ func (ix *index) applyCreated(e *store.Entry) error {
 	}
 	if keep {
 		l.session = ""
+	}
+	if err := ix.applySpent(e, l); err != nil {
+		return err
 	}
 	ix.addLease(l, ix.holdingOf(l.owner.Holder()))
 	return nil

@@ -34,6 +34,8 @@ type Config struct {
 	KeySource  string        // where the root key came from, for the record
 	Version    string
 
+	Asked func(ApprovalInfo) // told of each new question, once it is on disk; must not block. nil: nobody is
+
 	DenyDeclared bool // callers whose name nothing proves are refused every verb
 }
 
@@ -66,6 +68,7 @@ type Broker struct {
 
 	wake     chan struct{} // tells Run that the next deadline may have changed
 	newEntry notifier      // tells Follow that the trail grew
+	answered notifier      // tells Await that a question was answered, or is over
 }
 
 // Open loads the state from the trail, orphans what was bound to sessions of the previous run, and checks that the
@@ -272,6 +275,7 @@ func (b *Broker) Close() error {
 		return fmt.Errorf("no snapshot: %w", b.broken)
 	}
 	b.closed = true
+	b.answered.broadcast()
 	if err := b.barrier(); err != nil {
 		return fmt.Errorf("no snapshot: %w", err)
 	}
@@ -312,6 +316,7 @@ func (b *Broker) note(event store.Event, details map[string]string) error {
 // Activity is what decides whether an idle daemon may end, and what /readyz tells.
 type Activity struct {
 	LiveLeases  int
+	Waiting     int // questions that wait for a person, and answers that wait for whoever asked
 	Credentials int
 	LastCall    time.Time
 	Healthy     bool
@@ -329,7 +334,7 @@ func (b *Broker) Activity() Activity {
 			live++
 		}
 	}
-	a := Activity{LiveLeases: live, Credentials: len(b.ix.creds), LastCall: b.lastCall, Healthy: true, Frozen: b.ix.frozen}
+	a := Activity{LiveLeases: live, Waiting: b.ix.waitingApprovals(now), Credentials: len(b.ix.creds), LastCall: b.lastCall, Healthy: true, Frozen: b.ix.frozen}
 	if b.broken != nil || b.store.Failed() != nil {
 		a.Healthy, a.Problem = false, "the store cannot record changes"
 	}

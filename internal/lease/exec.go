@@ -88,6 +88,10 @@ func (b *Broker) admitExec(ctx context.Context, caller identity.Caller, r *ExecR
 		if err != nil {
 			return nil, sealedAt{}, err
 		}
+		if w := g.Waiting; w != nil { // the same question finds the answer when it is asked again
+			return nil, sealedAt{}, refuse(ApprovalDenied, "a person has to agree to this first, and was asked: "+w.ID+" waits until "+w.ExpiresAt.UTC().Format(time.RFC3339),
+				"When they have agreed (keylease approve "+w.ID+"), run the same command again. Never approve it yourself.")
+		}
 		r.LeaseID, r.Opened = g.LeaseID, !r.Keep
 	}
 	b.mu.Lock()

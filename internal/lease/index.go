@@ -32,6 +32,8 @@ type index struct {
 	policy  policyMark                // the policy that governs
 	frozen  *Frozen                   // nil: keylease lends
 	secrets map[[32]byte]tokenText    // by the keyed hash of the token's text
+	asked   map[string]*approval      // by id: the open ones and, for a while, how the others ended
+	denials map[string]denials        // by rate key
 	seq     uint64                    // of the newest Entry read back from the trail
 	newest  time.Time                 // of any Entry read back from the trail
 }
@@ -105,23 +107,25 @@ func (r credentialRecord) clone() credentialRecord {
 
 // lease is a live lease. An ended one is only an endedLease.
 type lease struct {
-	id        string
-	owner     identity.Principal
-	session   string // "": not bound to one
-	cred      *credential
-	version   int
-	delivery  policy.Delivery
-	purpose   string
-	uid       string    // of the local process that it was lent to; "": not known
-	handle    *[32]byte // the keyed hash of its handle; nil: it is not for the proxy
-	issued    time.Time
-	expires   time.Time
-	maxAt     time.Time
-	keep      bool      // policy: stays when its holder leaves
-	orphanEnd time.Time // zero: not orphaned
-	durable   bool      // its lease.created is on disk: only then may its value leave
-	held      *holding  // what its owner's name holds, this lease among it
-	at        int       // place in the heap
+	id         string
+	owner      identity.Principal
+	session    string // "": not bound to one
+	cred       *credential
+	version    int
+	delivery   policy.Delivery
+	purpose    string
+	uid        string    // of the local process that it was lent to; "": not known
+	handle     *[32]byte // the keyed hash of its handle; nil: it is not for the proxy
+	issued     time.Time
+	expires    time.Time
+	maxAt      time.Time
+	keep       bool            // policy: stays when its holder leaves
+	orphanEnd  time.Time       // zero: not orphaned
+	approvedBy policy.Approval // who agreed to it; "": nobody was asked
+	approvedTo time.Time       // how far that goes, renewals included
+	durable    bool            // its lease.created is on disk: only then may its value leave
+	held       *holding        // what its owner's name holds, this lease among it
+	at         int             // place in the heap
 }
 
 // deadline is when the lease ends if nobody does anything.
@@ -185,7 +189,7 @@ func newIndex() *index {
 		creds: map[string]*credential{}, byID: map[string]*credential{}, leases: map[string]*lease{}, handles: map[[32]byte]*lease{},
 		holders: map[identity.Holder]*holding{}, owners: map[identity.Principal]map[*lease]struct{}{},
 		ended: newEndedRing(), tokens: map[string]*token{}, removed: map[string]bool{},
-		destroy: map[store.ValueRef]string{}, secrets: map[[32]byte]tokenText{},
+		destroy: map[store.ValueRef]string{}, secrets: map[[32]byte]tokenText{}, asked: map[string]*approval{}, denials: map[string]denials{},
 	}
 }
 

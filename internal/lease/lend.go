@@ -25,52 +25,67 @@ func (b *Broker) Lease(_ context.Context, caller identity.Caller, r Request) (Gr
 	}
 	b.mu.Lock()
 	handle := newHandle()
-	l, d, w, err := b.admit(caller, r, handle)
+	in, err := b.admit(caller, &r, handle)
 	b.mu.Unlock()
 	if err != nil {
 		return Grant{}, b.denied(caller, r.Credential, "", "lease", r.Purpose, r.Delivery, err)
 	}
-	if _, err := b.settle(w); err != nil {
+	if in.lease == nil {
+		return b.tell(in)
+	}
+	if _, err := b.settle(in.written); err != nil {
 		return Grant{}, err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	l.durable = true
+	in.lease.durable = true
 	b.poke()
-	g := grant(l, l.issued, d.Capped)
-	g.Handle, g.Open = handle, deliverable(d, l.cred, caller)
+	g := grant(in.lease, in.lease.issued, in.capped)
+	g.Handle, g.Open = handle, in.open
 	return g, nil
 }
 
-// admit decides and, where the answer is yes, makes the lease. Caller holds mu.
-func (b *Broker) admit(caller identity.Caller, r Request, handle secret.Secret) (*lease, policy.Decision, written, error) {
+// admit decides and, where the answer is yes, makes the lease. What is resumed takes the place of r. Caller holds mu.
+func (b *Broker) admit(caller identity.Caller, r *Request, handle secret.Secret) (admitted, error) {
 	now := b.now()
-	var none policy.Decision
+	var none admitted
 	if err := cmp.Or(b.begin(caller, now), b.thawed()); err != nil {
-		return nil, none, written{}, err
+		return none, err
 	}
 	if err := inScope(caller, identity.MayLease); err != nil {
-		return nil, none, written{}, err
+		return none, err
+	}
+	if r.ApprovalID != "" {
+		if err := b.resume(caller, r, now); err != nil {
+			return none, err
+		}
+		if r.of.State == Pending {
+			return admitted{asked: r.of, written: b.newest}, nil
+		}
 	}
 	c := b.ix.creds[r.Credential]
 	if c == nil || c.state() != stateActive {
-		return nil, none, written{}, notAvailable()
+		return none, notAvailable()
 	}
 	q := b.question(caller.Principal, c)
 	q.TTL, q.Purpose, q.Delivery = r.TTL, r.Purpose, r.Delivery
 	d := b.policy.current.Decide(q)
-	delivery, err := permitted(d, r, c, caller)
+	delivery, err := permitted(d, *r, c, caller)
 	if err != nil {
-		return nil, none, written{}, err
+		return none, err
 	}
 	if err := b.unspent(caller.Principal, c, now); err != nil {
-		return nil, none, written{}, err
+		return none, err
 	}
 	if err := b.room(c, caller.Principal, d, now); err != nil {
-		return nil, none, written{}, err
+		return none, err
 	}
 	if b.store.Full() { // what is left is for releasing, ending and recording
-		return nil, none, written{}, storeFull()
+		return none, storeFull()
+	}
+	yes, ask, err := b.agreed(caller, r, c, d, delivery, now)
+	if err != nil || ask.asked != nil {
+		return ask, err
 	}
 	e := entry(store.EventLeaseCreated, caller)
 	e.Time, e.LeaseID, e.Credential, e.CredentialID = now, newID("ls_"), c.rec.Name, c.rec.ID
@@ -83,6 +98,10 @@ func (b *Broker) admit(caller identity.Caller, r Request, handle secret.Secret) 
 	if b.policy.current != nil {
 		e.Details["policy_hash"] = b.policy.current.Hash()
 	}
+	if yes != nil { // spent by this very Entry: it opens one lease, however many come for it
+		d.Capped = d.Capped || yes.Capped
+		e.Details["approval_id"], e.Details["max_expires_at"] = yes.ID, e.Details["expires_at"]
+	}
 	if delivery == policy.Proxy {
 		mac := b.handleMAC(string(handle.Bytes()))
 		e.Details["handle"] = hex.EncodeToString(mac[:])
@@ -93,11 +112,11 @@ func (b *Broker) admit(caller identity.Caller, r Request, handle secret.Secret) 
 	notePeer(&e, caller)
 	w, err := b.submit(store.Change{Entry: e}, nil)
 	if err != nil {
-		return nil, none, written{}, err
+		return none, err
 	}
 	l := b.ix.leases[e.LeaseID]
 	w, err = b.stillHeld(l, w, now)
-	return l, d, w, err
+	return admitted{lease: l, capped: d.Capped, open: deliverable(d, c, caller), written: w}, err
 }
 
 // begin is how every agent's verb starts: a principal, a store that records, its rate, the policy of now, and
@@ -154,10 +173,6 @@ func inScope(caller identity.Caller, scope identity.Scopes) error {
 func permitted(d policy.Decision, r Request, c *credential, caller identity.Caller) (policy.Delivery, error) {
 	if !d.Allow {
 		return "", notAvailable()
-	}
-	if d.Approval != policy.None && d.Approval != "" {
-		return "", refuse(ApprovalDenied, "this credential is lent only with a person's approval, which this version of keylease cannot ask for",
-			"Ask the operator for another way; do not look for this key elsewhere.")
 	}
 	if d.PurposeRequired && r.Purpose == "" {
 		return "", refuse(InvalidArgument, "this credential is lent only with a purpose", "Call again with purpose: one line that tells a human what you will do with it.")
@@ -254,6 +269,9 @@ func (b *Broker) extend(caller identity.Caller, r RenewRequest, now time.Time) (
 		return nil, false, written{}, notAvailable()
 	}
 	ceiling := l.issued.Add(d.MaxTTL)
+	if l.approvedBy != "" && l.approvedTo.Before(ceiling) {
+		ceiling = l.approvedTo // what a person agreed to
+	}
 	if ceiling.Sub(now) < time.Second {
 		return nil, false, written{}, refuse(LeaseEnded, "this lease cannot be extended any further; it ends at "+l.deadline().Format(time.RFC3339),
 			"Finish by then and release it; lease the credential again if the work goes on.")

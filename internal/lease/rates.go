@@ -43,13 +43,19 @@ func (b *Broker) spend(p identity.Principal, now time.Time) error {
 	if r.by.Take(key, now, 0) == 0 {
 		return nil
 	}
+	b.suppress(key, now)
+	refusal := refuse(RateLimited, "too many calls in too short a time", "Wait for retry_after, and reuse or renew the leases you hold instead of leasing again.")
+	refusal.RetryAfter = time.Second
+	return refusal
+}
+
+// suppress counts what was refused without an Entry of its own. Caller holds mu.
+func (b *Broker) suppress(key string, now time.Time) {
+	r := &b.rates
 	if r.suppressed == nil {
 		r.suppressed, r.since = map[string]int{}, now
 	}
 	r.suppressed[key]++
-	refusal := refuse(RateLimited, "too many calls in too short a time", "Wait for retry_after, and reuse or renew the leases you hold instead of leasing again.")
-	refusal.RetryAfter = time.Second
-	return refusal
 }
 
 // AuthFailure is somebody who could not prove who they are, or what they may. Source and Reason are always known;

@@ -150,3 +150,38 @@ func TestNoKeyForAProgramWhenItIsTakenAway(t *testing.T) {
 		t.Errorf("a denied credential is named: %+v", r)
 	}
 }
+
+// TestAProgramWaitsForAPersonsYes: it is refused until then with the question's id, asks no second time, and gets the
+// key with the yes, on one lease.
+func TestAProgramWaitsForAPersonsYes(t *testing.T) {
+	w := newWorld(t)
+	w.signsIn("git", map[string]string{"host": "git.example.com"}, nil, policy.CredentialPolicy{Approval: policy.Operator})
+	c := w.agent("a")
+	ask := func() (*Use, error) {
+		return w.Exec(context.Background(), c, ExecRequest{Origin: "https://git.example.com", Keep: true, Purpose: "git signs in"})
+	}
+	var id string
+	for range 2 {
+		_, err := ask()
+		r := wantCode(t, err, ApprovalDenied)
+		if _, rest, ok := strings.Cut(r.Hint, "keylease approve "); ok {
+			id, _, _ = strings.Cut(rest, ")")
+		}
+	}
+	if n := w.told(store.EventApprovalAsked); n != 1 || !strings.HasPrefix(id, "ap_") {
+		t.Fatalf("a person was asked %d times (%q)", n, id)
+	}
+	if _, err := w.Approve(context.Background(), operator, id); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		u, err := ask()
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.End(Outcome{})
+	}
+	if n := w.told(store.EventLeaseCreated); n != 1 {
+		t.Errorf("one yes opened %d leases", n)
+	}
+}

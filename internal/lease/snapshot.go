@@ -15,17 +15,19 @@ import (
 // snapshot is the index as it is sealed in the store, so that a start replays only what came after. Records of
 // credentials and tokens are not in it: only where they are and what they must hash to.
 type snapshot struct {
-	Seq         uint64           `json:"seq"`
-	Newest      time.Time        `json:"newest"` // no Entry up to Seq is later
-	Credentials []credentialMark `json:"credentials"`
-	Tokens      []tokenMark      `json:"tokens"`
-	Leases      []leaseMark      `json:"leases"`
-	Ended       []endedLease     `json:"ended"`
-	Removed     []string         `json:"removed"`
-	Destroy     []destroyMark    `json:"destroy"`
-	Policy      policyMark       `json:"policy"`
-	Cut         []cutMark        `json:"cut,omitempty"`
-	Frozen      *Frozen          `json:"frozen,omitempty"`
+	Seq         uint64             `json:"seq"`
+	Newest      time.Time          `json:"newest"` // no Entry up to Seq is later
+	Credentials []credentialMark   `json:"credentials"`
+	Tokens      []tokenMark        `json:"tokens"`
+	Leases      []leaseMark        `json:"leases"`
+	Ended       []endedLease       `json:"ended"`
+	Removed     []string           `json:"removed"`
+	Destroy     []destroyMark      `json:"destroy"`
+	Policy      policyMark         `json:"policy"`
+	Cut         []cutMark          `json:"cut,omitempty"`
+	Frozen      *Frozen            `json:"frozen,omitempty"`
+	Approvals   []*approval        `json:"approvals,omitempty"`
+	Denials     map[string]denials `json:"denials,omitempty"` // by rate key
 }
 
 type credentialMark struct {
@@ -64,6 +66,8 @@ type leaseMark struct {
 	OrphanEnd    time.Time          `json:"orphan_end,omitzero"`
 	UID          string             `json:"uid,omitempty"`
 	Handle       *[32]byte          `json:"handle,omitempty"`
+	ApprovedBy   policy.Approval    `json:"approved_by,omitempty"`
+	ApprovedTo   time.Time          `json:"approved_to,omitzero"`
 }
 
 type destroyMark struct {
@@ -73,7 +77,8 @@ type destroyMark struct {
 }
 
 func (ix *index) snapshot() ([]byte, error) {
-	s := snapshot{Seq: ix.seq, Newest: ix.newest, Policy: ix.policy, Ended: ix.ended.all(), Removed: slices.Sorted(maps.Keys(ix.removed)), Frozen: ix.frozen}
+	s := snapshot{Seq: ix.seq, Newest: ix.newest, Policy: ix.policy, Ended: ix.ended.all(), Removed: slices.Sorted(maps.Keys(ix.removed)), Frozen: ix.frozen,
+		Approvals: slices.Collect(maps.Values(ix.asked)), Denials: ix.denials}
 	for _, c := range ix.creds {
 		s.Credentials = append(s.Credentials, credentialMark{c.rec.ID, c.rec.Name, c.ref, c.values})
 	}
@@ -82,7 +87,7 @@ func (ix *index) snapshot() ([]byte, error) {
 	}
 	for _, l := range ix.leases {
 		s.Leases = append(s.Leases, leaseMark{l.id, l.cred.rec.ID, l.owner, l.session, l.version, l.delivery,
-			l.purpose, l.issued, l.expires, l.maxAt, l.keep, l.orphanEnd, l.uid, l.handle})
+			l.purpose, l.issued, l.expires, l.maxAt, l.keep, l.orphanEnd, l.uid, l.handle, l.approvedBy, l.approvedTo})
 	}
 	for _, h := range ix.cut {
 		m := cutMark{cutoff: *h.cut, Holder: h.of}
@@ -141,9 +146,16 @@ func (ix *index) restore(data []byte) error {
 		}
 		ix.addLease(&lease{id: m.ID, owner: m.Owner, session: m.Session, cred: c, version: m.Version,
 			delivery: m.Delivery, purpose: m.Purpose, issued: m.Issued, expires: m.Expires, maxAt: m.MaxAt,
-			keep: m.Keep, orphanEnd: m.OrphanEnd, uid: m.UID, handle: m.Handle, durable: true}, held)
+			keep: m.Keep, orphanEnd: m.OrphanEnd, uid: m.UID, handle: m.Handle, approvedBy: m.ApprovedBy, approvedTo: m.ApprovedTo, durable: true}, held)
 	}
 	ix.cut = slices.DeleteFunc(ix.cut, func(h *holding) bool { return len(h.leases) == 0 }) // nothing to write for it
+	for _, a := range s.Approvals {
+		if a == nil || ix.asked[a.ID] != nil {
+			return fmt.Errorf("the snapshot has an approval twice, or none where one should be")
+		}
+		ix.asked[a.ID] = a
+	}
+	maps.Copy(ix.denials, s.Denials)
 	for _, e := range s.Ended {
 		ix.ended.add(e)
 	}

@@ -61,7 +61,12 @@ func (b *Broker) sweep(ctx context.Context) time.Duration {
 		all = append(all, cut...)
 	}
 	all = append(all, b.summaries(now, false)...)
+	over, nextOver := b.lapseSome(now)
+	all = append(all, over...)
 	wait := idleSweep
+	if !nextOver.IsZero() {
+		wait = min(wait, max(nextOver.Sub(now), 0))
+	}
 	switch {
 	case len(b.ix.cut) > 0:
 		wait = 0
@@ -70,6 +75,9 @@ func (b *Broker) sweep(ctx context.Context) time.Duration {
 	}
 	b.mu.Unlock()
 	b.settleAll(all)
+	if len(over) > 0 {
+		b.answered.broadcast()
+	}
 	if err != nil || ctx.Err() != nil {
 		return idleSweep
 	}

@@ -232,7 +232,7 @@ func (b *Broker) usable(l *lease, now time.Time) error {
 // goesOn reports whether d, the decision of now, still allows a lease that was granted under an earlier one.
 func goesOn(l *lease, d policy.Decision) bool {
 	return d.Allow && slices.Contains(d.Deliveries, l.delivery) && (l.delivery != policy.Proxy || l.cred.plan != nil) &&
-		(d.Approval == policy.None || d.Approval == "")
+		l.approvedBy.AtLeast(d.Approval) // what the policy wants now, somebody agreed to then
 }
 
 func (b *Broker) handleMAC(handle string) [32]byte { return b.store.MAC("handles", []byte(handle)) }

@@ -149,6 +149,7 @@ func wantCode(t *testing.T, c caller, code, tool string, a args) answer {
 type spec struct {
 	client string // clientInfo name
 	modern bool   // revision 2026-07-28: no handshake
+	asks   bool   // puts forms before its user
 	flags  []string
 	env    []string
 	dir    string
@@ -319,7 +320,7 @@ func (a *agent) id() string {
 }
 
 func (a *agent) handshake(version string) error {
-	r, err := a.ask(a.id(), "initialize", args{"protocolVersion": version, "capabilities": args{},
+	r, err := a.ask(a.id(), "initialize", args{"protocolVersion": version, "capabilities": a.spec.capabilities(),
 		"clientInfo": args{"name": a.spec.client, "version": "1"}})
 	if err != nil {
 		return err
@@ -347,8 +348,16 @@ func toolCall(tool string, arguments any, s spec) args {
 	params := args{"name": tool, "arguments": arguments}
 	if s.modern {
 		params["_meta"] = modernMeta(s.client)
+		params["_meta"].(args)["io.modelcontextprotocol/clientCapabilities"] = s.capabilities()
 	}
 	return params
+}
+
+func (s spec) capabilities() args {
+	if s.asks {
+		return args{"elicitation": args{"form": args{}, "url": args{}}}
+	}
+	return args{}
 }
 
 func modernMeta(client string) args {

@@ -51,7 +51,7 @@ var homes = []struct {
 	{"crypto/hkdf", []string{"keylease/store"}},
 	{"github.com/coreos/go-oidc", []string{"keylease/internal/federation"}},
 	{"github.com/go-jose", []string{"keylease/internal/federation", "keylease/internal/issuertest"}},
-	{"golang.org/x/crypto", []string{"keylease/store"}},
+	{"golang.org/x/crypto", []string{"keylease/internal/passphrase"}},
 	{"github.com/knadh/koanf", []string{"keylease/cmd/keylease"}},
 	{"github.com/creack/pty", []string{"keylease/internal/child"}},
 	{"github.com/spf13/", []string{"keylease/cmd/keylease"}},

@@ -154,7 +154,7 @@ func (c *web) open() (string, error) {
 	if c.session != "" {
 		return c.session, nil
 	}
-	got, reply, err := c.rpc(c.id(), "initialize", args{"protocolVersion": c.era, "capabilities": args{},
+	got, reply, err := c.rpc(c.id(), "initialize", args{"protocolVersion": c.era, "capabilities": c.spec.capabilities(),
 		"clientInfo": args{"name": c.spec.client, "version": "1"}})
 	if err == nil && (got.status != http.StatusOK || reply.Error != nil) {
 		err = fmt.Errorf("initialize: HTTP %d: %s", got.status, got.body)
