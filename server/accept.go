@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -91,6 +92,8 @@ func (d *daemon) welcome(conn net.Conn, at door) {
 	switch h.Kind {
 	case kindMCP:
 		d.serveMCP(conn, r, h, peer, g)
+	case kindExec:
+		d.serveExec(conn, r, h, peer, g)
 	case kindAdmin:
 		d.serveAdmin(conn, r, peer, g)
 	case kindHandover:
@@ -121,10 +124,10 @@ func (d *daemon) greet(conn net.Conn, leave func()) bool {
 }
 
 func checkHello(h hello) error {
-	if h.Kind != kindMCP && h.Kind != kindAdmin && h.Kind != kindHandover {
+	if !slices.Contains([]string{kindMCP, kindExec, kindAdmin, kindHandover}, h.Kind) {
 		return &HelloError{"invalid_argument", "the hello asks for something that this daemon does not know"}
 	}
-	if h.Kind == kindMCP && h.Token == "" && h.As != "" {
+	if (h.Kind == kindMCP || h.Kind == kindExec) && h.Token == "" && h.As != "" {
 		if err := identity.CheckName(h.As); err != nil {
 			return &HelloError{"invalid_argument", cleanText(err.Error(), 400)}
 		}

@@ -20,6 +20,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"keylease/internal/federation"
+	"keylease/internal/identity"
 	"keylease/internal/lease"
 	"keylease/internal/passphrase"
 	"keylease/tools"
@@ -79,6 +80,7 @@ const (
 type backend struct {
 	local
 	admin    http.Handler
+	exec     func(context.Context, identity.Caller, lease.ExecRequest) (*lease.Use, error)
 	web      *httpHandler // nil: no HTTP
 	activity func() lease.Activity
 	started  func(context.Context, Listening) error
@@ -108,7 +110,7 @@ type daemon struct {
 	strangers map[int]time.Time // uid → when the log named it last
 	ending    bool
 	greeting  map[net.Conn]func() // have not said hello yet: what ends them
-	conns     map[*mcpConn]struct{}
+	conns     map[interface{ stop(why string) }]struct{}
 	wg        sync.WaitGroup // connections being served
 }
 
@@ -138,6 +140,7 @@ func (d *daemon) backendOf(b *lease.Broker, closeAll func() error) backend {
 			authenticate: b.Authenticate, log: d.Log, called: d.touch},
 		admin: newAdminHandler(adminOptions{Broker: b, Log: d.Log, Version: d.Version, Peers: d.peers, Auto: d.Auto,
 			Handover: func() { d.end("handover") }, Listening: func() Listening { return d.listening }, Now: d.Now, Passphrase: d.Passphrase}),
+		exec: b.Exec,
 		web: newHTTPHandler(httpOptions{Broker: b, Log: d.Log, MCP: mcp, Addr: d.listening.HTTP,
 			AllowedHosts: d.AllowedHosts, AllowedOrigins: d.AllowedOrigins, Resource: d.Resource, Foreign: d.Foreign, TLS: d.tls,
 			Limits: d.Limits, Called: d.touch, Now: d.Now}),
@@ -209,7 +212,7 @@ func newDaemon(o Options) *daemon {
 	}
 	exe, _ := os.Executable() // unknown: no process counts as keylease, which refuses more
 	d := &daemon{Options: o, peers: newMCPPeers(lookProcess, exe), stop: make(chan string, 1),
-		adminIn: make(chan net.Conn), over: make(chan struct{}), conns: map[*mcpConn]struct{}{}, greeting: map[net.Conn]func(){}}
+		adminIn: make(chan net.Conn), over: make(chan struct{}), conns: map[interface{ stop(string) }]struct{}{}, greeting: map[net.Conn]func(){}}
 	d.listening.Socket = o.Paths.SocketPath()
 	if o.System != nil {
 		d.listening.Admin = o.System.AdminSocket

@@ -115,7 +115,7 @@ func newCrowds(agents int) crowds {
 }
 
 func (c crowds) roomOf(kind string) *crowd {
-	if kind == kindMCP {
+	if kind == kindMCP || kind == kindExec {
 		return c.agents
 	}
 	return c.admins
@@ -143,7 +143,7 @@ func (d door) opens(kind string) error {
 	if slices.Contains(d.kinds, kind) {
 		return nil
 	}
-	if kind == kindMCP {
+	if kind == kindMCP || kind == kindExec {
 		return &HelloError{string(CodeDenied), "this is the admin's socket: agents connect to " + d.other}
 	}
 	return &HelloError{string(CodeDenied), "this is the agents' socket: no admin command is taken here"}
@@ -158,7 +158,7 @@ func openDoors(o Options) ([]door, error) {
 			return nil, err
 		}
 		sock, err := listenSocket(path, 0o600)
-		return []door{{Listener: sock, admits: ourselves, kinds: []string{kindMCP, kindAdmin, kindHandover}, crowds: newCrowds(o.Limits.LocalConnections)}}, err
+		return []door{{Listener: sock, admits: ourselves, kinds: []string{kindMCP, kindExec, kindAdmin, kindHandover}, crowds: newCrowds(o.Limits.LocalConnections)}}, err
 	}
 	agents, err := listenSocket(path, 0o666)
 	if err != nil {
@@ -174,7 +174,7 @@ func openDoors(o Options) ([]door, error) {
 		return nil, err
 	}
 	return []door{
-		{Listener: agents, admits: o.System.agent, kinds: []string{kindMCP}, crowds: newCrowds(o.Limits.LocalConnections)},
+		{Listener: agents, admits: o.System.agent, kinds: []string{kindMCP, kindExec}, crowds: newCrowds(o.Limits.LocalConnections)},
 		{Listener: admins, admits: o.System.operator, kinds: []string{kindAdmin, kindHandover}, other: path, crowds: newCrowds(0)},
 	}, nil
 }

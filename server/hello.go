@@ -16,7 +16,7 @@ import (
 //	daemon     → {"keylease":1,"ok":true,"version":"…","pid":…,"auto":true}
 //	           | {"keylease":1,"ok":false,"error":{"code":"…","message":"…"}}
 //
-// After "mcp" come JSON-RPC lines; after "admin" plain HTTP/1.1; "handover" asks an auto-started daemon to stop, and
+// After "mcp" come JSON-RPC lines; after "exec" those of exec.go; after "admin" plain HTTP/1.1; "handover" asks an auto-started daemon to stop, and
 // the connection ends when it has.
 const (
 	helloVersion = 1

@@ -47,6 +47,10 @@ func (a *app) exit(err error) int {
 	if err == nil {
 		return exitOK
 	}
+	var done childExit
+	if errors.As(err, &done) {
+		return int(done)
+	}
 	code, hint := classify(err)
 	text := strings.TrimRight(err.Error(), "\n")
 	if start := (*server.StartError)(nil); errors.As(err, &start) {

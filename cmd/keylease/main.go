@@ -63,6 +63,7 @@ func (a *app) command() *cobra.Command {
 	root.AddCommand(
 		a.initCommand(), a.serveCommand(), a.mcpCommand(),
 		a.putCommand(), a.seedCommand(), a.lsCommand(), a.showCommand(), a.servicesCommand(), a.rotateCommand(), a.revokeCommand(), a.rmCommand(),
+		a.execCommand(), a.runCommand(),
 		a.leasesCommand(), a.releaseCommand(), a.revokeLeasesCommand(), a.freezeCommand(), a.thawCommand(),
 		a.approvalsCommand(), a.approveCommand(), a.denyCommand(), a.tokenCommand(), a.policyCommand(), a.auditCommand(),
 		a.demoCommand(), a.versionCommand())

@@ -2,13 +2,11 @@ package main
 
 import (
 	"context"
-	"os"
 	"path/filepath"
 	"runtime"
 
 	"github.com/spf13/cobra"
 
-	"keylease/internal/identity"
 	"keylease/internal/lease"
 	"keylease/server"
 )
@@ -29,27 +27,14 @@ way. Nothing else is taken from the environment.`,
 	return c
 }
 
-// emptyToken is sent where KEYLEASE_TOKEN is set to nothing, as by a "${TEAM_TOKEN}" that did not expand: it proves
-// nothing, and so every call is refused. To take it for "no token" would lend under a name that nobody proved.
-const emptyToken = "(empty)"
-
 func (a *app) mcp(ctx context.Context, as string, standalone bool) error {
 	harden() // first of all: until then another process of this user could read our environment, token and all
 	if a.flags.rootKey != "" && !standalone {
 		return usagef("leave it out: the daemon knows where its key is; or add --standalone", "--root-key-file goes with --standalone only")
 	}
-	token := a.env("KEYLEASE_TOKEN")
-	if _, set := os.LookupEnv("KEYLEASE_TOKEN"); set && token == "" {
-		token = emptyToken
-	}
-	_ = os.Unsetenv("KEYLEASE_TOKEN") // nothing that we start may inherit it
-	if as == "" {
-		as = a.env("KEYLEASE_AS")
-	}
-	if as != "" {
-		if err := identity.CheckName(as); err != nil {
-			return usagef("--as and KEYLEASE_AS take a name such as claude-code", "%s", err)
-		}
+	as, token, err := a.whoAsks(as)
+	if err != nil {
+		return err
 	}
 	s, err := a.settings(false)
 	if err != nil {
@@ -84,5 +69,5 @@ func (a *app) mcp(ctx context.Context, as string, standalone bool) error {
 		Open: func(ctx context.Context) (*lease.Broker, func() error, error) {
 			return a.open(ctx, opening{settings: s, log: relay.Log})
 		},
-		Log: relay.Log, Version: version(), Paths: s.paths, IdleStop: s.idleStop, Passphrase: s.passphrase}, relay)
+		Log: relay.Log, Version: version(), Paths: s.paths, Command: s.agentCommand(), IdleStop: s.idleStop, Passphrase: s.passphrase}, relay)
 }

@@ -53,3 +53,21 @@ func hangups() (ch <-chan os.Signal, stop func()) {
 }
 
 func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
+
+// inherited lists the descriptors, beyond the three, that whoever started us left open for what we start. Starting a
+// daemon closes them for that (see server.Dial), which is not meant for a command.
+func inherited() (fds []int) {
+	for fd := 3; fd < 1024; fd++ {
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
+			fds = append(fds, fd)
+		}
+	}
+	return fds
+}
+
+// handOn opens them for it again.
+func handOn(fds []int) {
+	for _, fd := range fds {
+		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0)
+	}
+}

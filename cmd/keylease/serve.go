@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -104,7 +105,7 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 					return a.seedOwn(ctx, b, seed, false)
 				}})
 		},
-		Log: log, Version: version(), Paths: s.paths, HTTPAddr: httpAddr(s.HTTP), AllowedHosts: s.AllowedHosts, AllowedOrigins: s.AllowedOrigins,
+		Log: log, Version: version(), Paths: s.paths, Command: s.agentCommand(), HTTPAddr: httpAddr(s.HTTP), AllowedHosts: s.AllowedHosts, AllowedOrigins: s.AllowedOrigins,
 		Resource: s.Resource, Foreign: foreign, TLS: s.tlsFiles(), System: s.system,
 		Auto: f.auto, IdleStop: s.idleStop, Reload: reload, Limits: server.Limits(s.Limits), Passphrase: s.passphrase,
 		Ready: func(l server.Listening) {
@@ -241,17 +242,48 @@ func (s settings) reach() string {
 // serveReach is what a command line needs to start this daemon.
 func (s settings) serveReach() string {
 	out := ""
-	if base, err := configFile("", s.home); err != nil || base != s.configFile {
-		out += " --config " + s.configFile
-	}
-	if s.Data != defaultData(s.home) {
-		out += " --data " + s.Data
-	}
-	if s.paths.Socket != "" && s.system == nil { // in system mode it is the agents'
-		out += " --socket " + s.paths.Socket
+	for _, arg := range s.serveArgs() {
+		out += " " + arg
 	}
 	return out
 }
+
+func (s settings) serveArgs() (args []string) {
+	if base, err := configFile("", s.home); err != nil || base != s.configFile {
+		args = append(args, "--config", s.configFile)
+	}
+	if s.Data != defaultData(s.home) {
+		args = append(args, "--data", s.Data)
+	}
+	if s.paths.Socket != "" && s.system == nil { // in system mode it is the agents'
+		args = append(args, "--socket", s.paths.Socket)
+	}
+	return args
+}
+
+// agentCommand is how an agent's shell starts this program so that it finds this daemon: by its name where that is what
+// the name finds.
+func (s settings) agentCommand() []string {
+	exe, err := os.Executable()
+	if err != nil {
+		exe = installed
+	}
+	for _, dir := range usualPath {
+		if there, err := os.Stat(filepath.Join(dir, installed)); err == nil {
+			if our, err := os.Stat(exe); err == nil && os.SameFile(there, our) {
+				exe = installed
+			}
+			break // what comes later is not found
+		}
+	}
+	if s.system != nil {
+		return []string{exe, "--socket", s.agentsAt()}
+	}
+	return append([]string{exe}, s.serveArgs()...)
+}
+
+// usualPath is where every shell looks.
+var usualPath = [...]string{"/usr/local/bin", "/usr/bin", "/bin"}
 
 // installed is how to call a program that go install, or a package, put on the PATH.
 const installed = "keylease"

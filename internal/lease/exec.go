@@ -93,6 +93,7 @@ func (b *Broker) admitExec(ctx context.Context, caller identity.Caller, r *ExecR
 	notePeer(&u.entry, caller)
 	u.session, u.Argv = caller.Session, argv
 	b.uses.opened(l.id, r.Opened)
+	u.Opened = b.uses.wasOpened(l.id)
 	return u, l.sealedAt(), nil
 }
 

@@ -26,6 +26,7 @@ type Use struct {
 	Value  secret.Secret // wiped by End
 	Target use.Target    // proxy: where the request goes
 	Argv   []string      // exec: the command that the admin fixed; nil: any
+	Opened bool          // exec: the lease was opened for a command, and is released with the last one on it
 
 	b       *Broker
 	entry   store.Entry // the lease.used of its begin

@@ -53,6 +53,7 @@ var homes = []struct {
 	{"github.com/go-jose", []string{"keylease/internal/federation", "keylease/internal/issuertest"}},
 	{"golang.org/x/crypto", []string{"keylease/internal/passphrase"}},
 	{"github.com/knadh/koanf", []string{"keylease/cmd/keylease"}},
+	{"github.com/creack/pty", []string{"keylease/internal/child"}},
 	{"github.com/spf13/", []string{"keylease/cmd/keylease"}},
 	{"gopkg.in/yaml", []string{"keylease/internal/strictyaml"}},
 	{"go.yaml.in/yaml", []string{"keylease/internal/strictyaml"}},
