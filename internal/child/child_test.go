@@ -63,6 +63,7 @@ func (c *trial) run(t testing.TB) (string, int) {
 
 // TestWhatIsSaidOnOneFileKeepsItsOrder: stdout and stderr that are one file here are one for the command.
 func TestWhatIsSaidOnOneFileKeepsItsOrder(t *testing.T) {
+	t.Parallel()
 	want := ""
 	for i := range 50 {
 		want += fmt.Sprintf("out %d\nerr %d\n", i, i)
@@ -76,6 +77,7 @@ func TestWhatIsSaidOnOneFileKeepsItsOrder(t *testing.T) {
 // TestWhatDoesNotHeedIsKilledWithItsGroup: SIGTERM, a while, SIGKILL; a process that the command left behind in its group
 // is not forgotten, whether or not the command itself heeds.
 func TestWhatDoesNotHeedIsKilledWithItsGroup(t *testing.T) {
+	t.Parallel()
 	for script, want := range map[string]int{
 		`trap '' TERM; sleep 60 & echo $!; while :; do sleep 0.05; done`:               128 + 9,
 		`(trap '' TERM; exec sleep 60) & echo $!; trap 'exit 7' TERM; sleep 60 & wait`: 7,
@@ -118,6 +120,7 @@ func alive(pid int) bool {
 
 // TestNobodyWhoStoppedReadingKeepsAStoppedCommand: its output has nowhere to go, and neither has the word of why.
 func TestNobodyWhoStoppedReadingKeepsAStoppedCommand(t *testing.T) {
+	t.Parallel()
 	c := try(t, `yes`)
 	c.Say = func(line string) { _, _ = c.Err.WriteString(line) }
 	go func() { time.Sleep(200 * time.Millisecond); c.stop <- strings.Repeat("over", 1<<16) }()
@@ -135,6 +138,7 @@ func TestNobodyWhoStoppedReadingKeepsAStoppedCommand(t *testing.T) {
 
 // TestASlowReaderGetsAllOfIt: a command that has ended is not cut off because what it printed is still on its way.
 func TestASlowReaderGetsAllOfIt(t *testing.T) {
+	t.Parallel()
 	const n = 700_000
 	c := try(t, fmt.Sprintf(`head -c %d /dev/zero | tr '\0' x`, n))
 	var all bytes.Buffer
