@@ -590,3 +590,74 @@ func TestExecFileIsInMemoryAndGoesAway(t *testing.T) {
 		}
 	}
 }
+
+// TestExecWaitsForAPersonsYes: a command on a credential that wants an approval waits for it, and runs after a yes alone.
+func TestExecWaitsForAPersonsYes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.policy("version: 1\nrules:\n  - {name: asked, identities: [\"*\"], credentials: [\"*\"], approval: operator}\n")
+	w.seed(secretOf("db", ""))
+	waits := func() (*running, string) {
+		r := w.startExec("--credential", "db", "--", "sh", "-c", "echo ran; printenv DB")
+		w.eventually("it says what has to be approved", func() error {
+			if !strings.Contains(r.err.String(), "keylease approve ap_") {
+				return fmt.Errorf("%q", r.err)
+			}
+			return nil
+		})
+		_, id, _ := strings.Cut(r.err.String(), "keylease approve ")
+		return r, strings.Fields(id)[0]
+	}
+	r, id := waits()
+	w.ok("approve", id)
+	r.ends(0)
+	if r.out.String() != "ran\n[secret]\n" {
+		t.Errorf("%q", r.out)
+	}
+	r, id = waits()
+	w.ok("deny", id)
+	r.ends(125)
+	if r.out.String() != "" || !strings.Contains(r.err.String(), "a person said no") {
+		t.Errorf("%q, %q", r.out, r.err)
+	}
+	r, id = waits()
+	_ = r.Process.Kill() // it is the same question to whoever comes next
+	again, same := waits()
+	w.stopDaemon() // and at the next daemon
+	w.ok("approve", same)
+	again.ends(0)
+	if id != same {
+		t.Errorf("%s became %s", id, same)
+	}
+}
+
+// TestRunRunsWhatTheAdminFixed: the argv of expose.commands and nothing else, under its credential's variable.
+func TestRunRunsWhatTheAdminFixed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const commands = `expose: {env: MY_KEY, commands: {greet: [/bin/sh, -c, 'echo "$0 $MY_KEY"', hello], gone: [/no/such/program]}}`
+	w.seed(secretOf("db", commands), secretOf("other", strings.Replace(commands, "greet", "part", 1)))
+	if o := w.cli("run", "greet"); o.code != 0 || o.out != "hello [secret]\n" {
+		t.Errorf("%s", o)
+	}
+	for name, c := range map[string]struct {
+		code int
+		says string
+		argv []string
+	}{
+		"of a credential":          {0, "hello [secret]", []string{"db/greet"}},
+		"of two":                   {125, "several credentials have a command of this name", []string{"gone"}},
+		"a program that is gone":   {127, "there is no such program: /no/such/program", []string{"other/gone"}},
+		"of another credential":    {125, "is available to you", []string{"other/greet"}},
+		"with an argument":         {125, "takes 1 argument(s)", []string{"greet", "more"}},
+		"with an argument for it":  {125, "takes 1 argument(s)", []string{"greet", "--", "more"}},
+		"with a flag that is none": {125, "unknown flag", []string{"--lease", "ls_x", "greet"}},
+	} {
+		if o := w.cli(append([]string{"run"}, c.argv...)...); o.code != c.code || !strings.Contains(o.out+o.err, c.says) {
+			t.Errorf("%s: %s", name, o)
+		}
+	}
+	if live := w.leases(); len(live) != 0 {
+		t.Errorf("left over: %v", live)
+	}
+}
