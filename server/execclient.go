@@ -8,7 +8,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -21,7 +23,14 @@ type ExecOptions struct {
 	Dial  DialOptions
 	As    string // the name that it declares; "": local
 	Token string // proves who it is; never downgraded to a name
+	// Approval is told of a question that a person has to answer first, and says how long to wait for that.
+	Approval func(ExecApproval) time.Duration
 }
+
+// ApprovalError: nobody answered while somebody waited. The question stands: whoever asks the same comes back to it.
+type ApprovalError struct{ ExecApproval }
+
+func (e *ApprovalError) Error() string { return "nobody has agreed to " + e.ID + " yet" }
 
 var errNotUnderstood = errors.New("the daemon's answer was not understood")
 
@@ -39,6 +48,7 @@ type Exec struct {
 
 	o       ExecOptions
 	program string
+	until   time.Time // how long to begin anew when the daemon goes
 	ended   chan string
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -51,7 +61,7 @@ type Exec struct {
 // BeginExec asks for the value. Errors: a *lease.Refusal, or those of Dial.
 func BeginExec(ctx context.Context, o ExecOptions, q ExecRequest) (*Exec, error) {
 	e := &Exec{o: o, program: q.Program, ended: make(chan string, 1), over: make(chan struct{})}
-	deadline := time.Now().Add(againTime)
+	e.until = time.Now().Add(againTime)
 	for {
 		conn, err := e.ask(ctx, q, true)
 		if err == nil {
@@ -60,7 +70,7 @@ func BeginExec(ctx context.Context, o ExecOptions, q ExecRequest) (*Exec, error)
 			go e.follow(newExecLines(conn))
 			return e, nil
 		}
-		if !gone(err) || time.Now().After(deadline) || ctx.Err() != nil {
+		if !gone(err) || time.Now().After(e.until) || ctx.Err() != nil {
 			return nil, err
 		}
 		time.Sleep(20 * time.Millisecond)
@@ -92,6 +102,15 @@ func (e *Exec) askOn(conn net.Conn, q ExecRequest, keep bool) error {
 	lines := newExecLines(conn)
 	defer lines.wipe()
 	line, err := lines.next()
+	if approval := waitsFor(line); err == nil && approval != nil {
+		e.until = approval.ExpiresAt
+		patience := min(e.o.Approval(*approval), time.Until(approval.ExpiresAt))
+		_ = conn.SetReadDeadline(time.Now().Add(patience + time.Second)) // it answers when the question is over, too
+		line, err = lines.next()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return &ApprovalError{*approval}
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("reading the daemon's answer: %w", err)
 	}
@@ -105,6 +124,9 @@ func (e *Exec) askOn(conn net.Conn, q ExecRequest, keep bool) error {
 	}
 	var told execTold
 	if json.Unmarshal(head, &told) != nil || told.Granted == nil || !granted {
+		if told.Keylease == controlStop {
+			return io.ErrUnexpectedEOF
+		}
 		return errNotUnderstood
 	}
 	if keep {
@@ -117,6 +139,14 @@ func (e *Exec) askOn(conn net.Conn, q ExecRequest, keep bool) error {
 		e.Value = e.Value[:n]
 	}
 	return conn.SetDeadline(time.Time{})
+}
+
+func waitsFor(line []byte) *ExecApproval {
+	var told execTold
+	if !bytes.HasPrefix(line, []byte(`{"approval_required":`)) || json.Unmarshal(line, &told) != nil {
+		return nil
+	}
+	return told.Approval
 }
 
 // Ended gives, at most once, why the command is to be stopped: its lease is over.

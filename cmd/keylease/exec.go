@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -95,6 +96,9 @@ func ours(err error) error {
 	}
 	err = spoken(err)
 	_, hint := classify(err)
+	if errors.As(err, new(*server.ApprovalError)) {
+		hint = "tell the user; the same command again goes on waiting for the same answer"
+	}
 	code := child.Failed
 	switch {
 	case errors.Is(err, child.ErrNotFound):
@@ -203,6 +207,19 @@ func (a *app) withValue(ctx context.Context, as string, q server.ExecRequest, do
 	return childExit(code)
 }
 
+// approvalTime is how long a command that nobody looks at waits for a person: shorter than the shells of agents do.
+const approvalTime = 40 * time.Second
+
+// tellQuestion says that a person has to agree first, and how long that is waited for: at a terminal as long as it can be
+// of use.
+func (a *app) tellQuestion(q server.ExecApproval) time.Duration {
+	a.sayf("keylease: a person has to agree to this first: keylease approve %s (until %s)", terminal(q.ID), moment(q.ExpiresAt))
+	if isTerminal(a.err) {
+		return time.Until(q.ExpiresAt)
+	}
+	return approvalTime
+}
+
 // execDoor is where a command of an agent's finds the daemon, and who it is there. Nothing of the environment configures
 // it: that is the agent's, or that of a project.
 func (a *app) execDoor(as string) (server.ExecOptions, error) {
@@ -226,6 +243,7 @@ func (a *app) execDoor(as string) (server.ExecOptions, error) {
 	if own && noStore(s) {
 		return o, fail(child.Failed, "ask the operator; keylease init makes one", "there is no keylease store in %s", s.Data)
 	}
+	o.Approval = a.tellQuestion
 	o.Dial = server.DialOptions{Paths: s.paths, Version: version(), Start: start, AutoStart: own}
 	return o, nil
 }

@@ -56,6 +56,9 @@ func (a *app) lend(ctx context.Context, f helperFlags, q server.ExecRequest, sho
 	if code := childExit(0); errors.As(err, &code) && code == exitOK {
 		return nil
 	}
+	if waits := (*server.ApprovalError)(nil); errors.As(err, &waits) {
+		return fail(exitApproval, "tell the user; the same again goes on waiting for the same answer", "%w", err)
+	}
 	return spoken(err)
 }
 

@@ -3,6 +3,7 @@ package lease
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -22,11 +23,17 @@ type ExecRequest struct {
 	Purpose    string
 	Program    string // what will run, for the record
 	Opened     bool   // with LeaseID: the lease was opened for this command, before the daemon was restarted
+	ApprovalID string // of what an earlier NeedsApproval said has to be approved
 
 	// For a program that asks keylease for a key and is not started by it, as git and the AWS tools do.
 	Origin string // the program signs in there: the credential must be one for it, and without Credential is found by it
 	Keep   bool   // the program goes on with the value when keylease has answered: a lease that is opened for it lasts its time
 }
+
+// NeedsApproval is the error of a command that nobody has agreed to yet: it may be asked again with the question's id.
+type NeedsApproval struct{ Waiting }
+
+func (*NeedsApproval) Error() string { return "a person has to agree to this first" }
 
 // Exec lends a value to a command's environment, never to the agent: on a lease that was granted for delivery by exec,
 // to its owner or, where nothing but a uid proved the owner, to any process of that uid. While the Use lasts
@@ -46,6 +53,9 @@ func (b *Broker) Exec(ctx context.Context, caller identity.Caller, r ExecRequest
 		b.mu.Lock()
 		delete(b.sessions, caller.Session)
 		b.mu.Unlock()
+		if errors.As(err, new(*NeedsApproval)) {
+			return nil, err
+		}
 		return nil, b.denied(caller, r.Credential, r.LeaseID, "exec", r.Purpose, policy.Exec, err)
 	}
 	e := u.entry
@@ -84,13 +94,12 @@ func (b *Broker) admitExec(ctx context.Context, caller identity.Caller, r *ExecR
 		if r.Keep {
 			holder.Session = "" // bound to none
 		}
-		g, err := b.Lease(ctx, holder, Request{Credential: r.Credential, TTL: r.TTL, Purpose: r.Purpose, Delivery: policy.Exec})
+		g, err := b.Lease(ctx, holder, Request{Credential: r.Credential, TTL: r.TTL, Purpose: r.Purpose, Delivery: policy.Exec, ApprovalID: r.ApprovalID})
 		if err != nil {
 			return nil, sealedAt{}, err
 		}
-		if w := g.Waiting; w != nil { // the same question finds the answer when it is asked again
-			return nil, sealedAt{}, refuse(ApprovalDenied, "a person has to agree to this first, and was asked: "+w.ID+" waits until "+w.ExpiresAt.UTC().Format(time.RFC3339),
-				"When they have agreed (keylease approve "+w.ID+"), run the same command again. Never approve it yourself.")
+		if g.Waiting != nil {
+			return nil, sealedAt{}, &NeedsApproval{*g.Waiting}
 		}
 		r.LeaseID, r.Opened = g.LeaseID, !r.Keep
 	}
