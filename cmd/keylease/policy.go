@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -170,7 +169,6 @@ func (a *app) policyExplainCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				answer = ofThisVersion(answer)
 				status, err := c.Status(cmd.Context())
 				if err != nil {
 					return err
@@ -188,19 +186,6 @@ func (a *app) policyExplainCommand() *cobra.Command {
 	c.Flags().StringVar(&typ, "type", "agent", "agent or human")
 	c.Flags().StringVar(&proof, "proof", "declared", "how the name is proved: declared, token, oidc or mtls")
 	return c
-}
-
-// ofThisVersion turns what the policy says into what a lease would be answered: this version delivers by value.
-func ofThisVersion(a server.Answer) server.Answer {
-	if !a.Allow {
-		return a
-	}
-	said := a.Deliveries
-	a.Deliveries = slices.DeleteFunc(slices.Clone(said), func(d policy.Delivery) bool { return d != policy.Value })
-	if len(a.Deliveries) == 0 {
-		a.Allow, a.Reason = false, fmt.Sprintf("it would be refused: %s, as %s, and this version delivers by value only", a.Reason, joined(said))
-	}
-	return a
 }
 
 func explain(w io.Writer, a server.Answer) {

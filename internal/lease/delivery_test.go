@@ -87,3 +87,34 @@ func TestARefusedDeliverySaysWhyAndWhoseTheRemedyIs(t *testing.T) {
 		}
 	}
 }
+
+// TestAnExplanationIsWhatALeaseWouldBeAnswered: where the policy lends by proxy alone, a credential without an upstream is lent to nobody.
+func TestAnExplanationIsWhatALeaseWouldBeAnswered(t *testing.T) {
+	w := newWorld(t)
+	w.service("service")
+	w.put("plain", "sk-fake-plain", policy.CredentialPolicy{})
+	a := w.agent("a")
+	ask := func(name string) policy.Decision {
+		t.Helper()
+		d, _, err := w.Explain(context.Background(), a.Principal, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	if d := ask("service"); !slices.Equal(d.Deliveries, policy.Deliveries()) {
+		t.Errorf("of a credential with an upstream: %v", d.Deliveries)
+	}
+	if d := ask("plain"); !slices.Equal(d.Deliveries, []policy.Delivery{policy.Exec, policy.Value}) {
+		t.Errorf("of one without: %v", d.Deliveries)
+	}
+	w.setPolicy("version: 1\nrules:\n  - {name: unseen, identities: [a], credentials: [\"*\"], delivery: [proxy]}\n")
+	if d := ask("service"); !d.Allow || len(d.Deliveries) != 1 {
+		t.Errorf("by proxy alone: %+v", d)
+	}
+	if d := ask("plain"); d.Allow || !strings.Contains(d.Reason, "no upstream") {
+		t.Errorf("by proxy alone, without an upstream: %+v", d)
+	}
+	_, err := w.Lease(context.Background(), a, Request{Credential: "plain"})
+	wantCode(t, err, DeliveryUnavailable)
+}

@@ -188,6 +188,12 @@ func (b *Broker) Explain(_ context.Context, p identity.Principal, name string) (
 	if why := b.unlent(p); why != "" && d.Allow {
 		d = policy.Decision{Rule: d.Rule, Reason: "it would be refused: " + d.Reason + ", but " + why}
 	}
+	if d.Allow { // as to the best placed caller; one that is elsewhere is told why it can't have a delivery
+		here := identity.Caller{Principal: p, Transport: "local"}
+		if d.Deliveries = deliverable(d, c, here); len(d.Deliveries) == 0 {
+			d = policy.Decision{Rule: d.Rule, Reason: "it would be refused: " + d.Reason + ", by proxy alone, and the credential has no upstream"}
+		}
+	}
 	return d, steps, nil
 }
 
