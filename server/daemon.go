@@ -135,7 +135,7 @@ func (d *daemon) backendOf(b *lease.Broker, closeAll func() error) backend {
 	px := newProxy(proxySetup{ProxyOptions: d.Proxy, Broker: b, Log: d.Log, Limits: d.Limits, System: d.System, Data: d.Paths.Data, Called: d.touch, Now: d.Now})
 	mcp := d.MCP
 	if mcp == nil {
-		mcp = tools.NewServer(tools.Options{Broker: b, Log: d.Log, Version: d.Version, Proxy: px.Origin, Command: d.Command})
+		mcp = tools.NewServer(tools.Options{Broker: b, Log: d.Log, Version: d.Version, Proxy: px.Origin, ProxySocket: d.listening.Proxy, Command: d.Command})
 	}
 	return backend{
 		proxy: px,

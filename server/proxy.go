@@ -200,7 +200,11 @@ func (p *proxy) turnAway(w *proxyWriter, r *http.Request, peer *proxyPeer, c pro
 	if late {
 		sleep(r.Context(), p.bounds.wait)
 	}
-	noLease().refuse(w, r)
+	f := noLease()
+	if c.handle == "" && !peer.stranger && isGit(c.path) {
+		f = gitChallenge()
+	}
+	f.refuse(w, r)
 }
 
 func (p *proxy) recovered(w *proxyWriter) {

@@ -133,6 +133,18 @@ func noLease() *fault {
 		Hint: "Send the api_key of a live lease where the service's key would be. If the lease has ended and the work is not done, call lease_credential again; do not look for this key elsewhere."})
 }
 
+// isGit reports whether a path is one of git's own. git does not send what it knows until it is asked: to a request of
+// its that carries no handle the answer is the question, which tells nothing of any lease.
+func isGit(path string) bool {
+	return strings.HasSuffix(path, "/info/refs") || strings.HasSuffix(path, "/git-upload-pack") || strings.HasSuffix(path, "/git-receive-pack")
+}
+
+func gitChallenge() *fault {
+	f := noLease()
+	f.status, f.header = http.StatusUnauthorized, [2]string{"WWW-Authenticate", `Basic realm="keylease"`}
+	return f
+}
+
 // notAllowed is what the holder of a live lease is told of a request that the lease is not for.
 func notAllowed(err error) *fault {
 	f := refusing(http.StatusForbidden, lease.Refusal{Code: "not_allowed", Message: err.Error()})

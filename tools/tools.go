@@ -34,6 +34,8 @@ type Options struct {
 	// Proxy returns where the proxy is reached from this machine, as http://127.0.0.1:8701, and opens it if need be.
 	// nil: there is none, and no credential is set up for it.
 	Proxy func(context.Context) (origin string, err error)
+	// ProxySocket is where it is reached beside that.
+	ProxySocket string
 	// Command is how an agent's shell starts keylease, with the flags by which it finds this daemon.
 	Command []string
 }
