@@ -11,7 +11,7 @@ import (
 )
 
 // upstream is a service on this machine, for as long as the test runs.
-func upstream(t *testing.T, serve http.HandlerFunc) string {
+func upstream(t testing.TB, serve http.HandlerFunc) string {
 	t.Helper()
 	s := httptest.NewServer(serve)
 	t.Cleanup(s.Close)
@@ -33,7 +33,7 @@ type borrowed struct {
 	id, base, handle string
 }
 
-func borrow(t *testing.T, c caller, name string) borrowed {
+func borrow(t testing.TB, c caller, name string) borrowed {
 	t.Helper()
 	a := call(t, c, "lease_credential", args{"credential": name, "purpose": "test"})
 	if a.refused || a.get("delivery") != "proxy" {
