@@ -232,6 +232,7 @@ type proxyWriter struct {
 	mu    sync.Mutex // guards what follows
 	wrote bool
 	cut   bool
+	since time.Time // when the deadline was set
 }
 
 func newProxyWriter(w http.ResponseWriter, longest time.Duration) *proxyWriter {
@@ -246,7 +247,10 @@ func (w *proxyWriter) next() bool {
 		return false
 	}
 	w.wrote = true
-	_ = w.control.SetWriteDeadline(time.Now().Add(w.longest))
+	if now := time.Now(); now.Sub(w.since) > w.longest/10 { // setting it costs more than looking
+		w.since = now
+		_ = w.control.SetWriteDeadline(now.Add(w.longest))
+	}
 	return true
 }
 
@@ -309,6 +313,7 @@ type inBody struct {
 	longest time.Duration
 	in      atomic.Int64
 	failed  atomic.Bool // it did not come whole
+	since   time.Time   // when the deadline was set
 
 	mu   sync.Mutex // guards what follows
 	done bool       // it was read to its end: the deadline is no longer ours
@@ -327,7 +332,10 @@ func (b *inBody) Read(into []byte) (int, error) {
 		b.failed.Store(true)
 		return 0, err
 	}
-	b.deadline(time.Now().Add(b.longest), false)
+	if now := time.Now(); now.Sub(b.since) > b.longest/10 {
+		b.since = now
+		b.deadline(now.Add(b.longest), false)
+	}
 	n, err := b.ReadCloser.Read(into)
 	b.in.Add(int64(n))
 	if err != nil {

@@ -37,6 +37,7 @@ type Use struct {
 	cancel  context.CancelCauseFunc
 	long    *time.Timer
 	told    atomic.Bool // that it began
+	stands  atomic.Pointer[standing]
 	once    sync.Once
 	done    chan struct{} // closed when the use has stopped
 }
@@ -47,6 +48,12 @@ type Outcome struct {
 	In, Out int64  // bytes of the bodies, from the caller and to it
 	Reason  string // why it did not go well
 }
+
+// standing is what Err found when it last looked.
+type standing struct{ asked, until time.Time }
+
+// askAgain is how old that may be. A use is asked at each piece of a stream, by many at once.
+const askAgain = 20 * time.Millisecond
 
 // cutOff is why a use was stopped from outside.
 type cutOff string
@@ -63,17 +70,24 @@ func (u *Use) Why() string {
 	return string(c)
 }
 
-// Err asks now, not the sweeper, whether the lease still gives what it gave when the use began.
+// Err asks now, not the sweeper, whether the lease still gives what it gave when the use began. The deadline is held
+// against the clock at each call; whether it was moved is looked up every askAgain. All else that ends a lease ends
+// Context.
 func (u *Use) Err() error {
 	if u.ctx.Err() != nil {
 		return context.Cause(u.ctx)
 	}
-	b := u.b
+	b, now := u.b, u.b.now()
+	if s := u.stands.Load(); s != nil && now.Before(s.until) && now.Sub(s.asked) < askAgain {
+		return nil
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if l := b.ix.leases[u.Lease.LeaseID]; l == nil || !l.live(b.now()) {
+	l := b.ix.leases[u.Lease.LeaseID]
+	if l == nil || !l.live(now) {
 		return cutOff("the lease has ended")
 	}
+	u.stands.Store(&standing{now, l.deadline()})
 	return b.thawed()
 }
 

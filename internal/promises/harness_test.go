@@ -28,6 +28,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(strangerEnv) != "" {
 		os.Exit(stranger())
 	}
+	if os.Getenv(bareEnv) != "" {
+		os.Exit(bareProxied())
+	}
 	if os.Getenv(crowdEnv) != "" {
 		os.Exit(floodSocket())
 	}
