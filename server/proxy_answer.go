@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -173,10 +174,22 @@ func (p *proxy) failed(_ http.ResponseWriter, r *http.Request, err error) {
 	default:
 		f = upstreamFault(err)
 		p.log.Warn().Str("lease_id", t.Lease.LeaseID).Str("upstream", t.Target.URL.Host).
-			Str("why", cleanText(t.mask.String(err.Error()), 300)).Msg("a proxied request failed")
+			Str("what", f.Message).Str("why", t.ours(err)).Msg("a proxied request failed")
 	}
 	t.reason = f.Message
 	f.refuse(t.w, t.in)
+}
+
+// ours is err's text where it comes from this side: of dialling, names and certificates. Other errors quote what an
+// upstream sent, which may be the key in pieces that no mask knows.
+func (t *passing) ours(err error) string {
+	var op *net.OpError
+	var dns *net.DNSError
+	var verification *tls.CertificateVerificationError
+	if errors.As(err, &op) || errors.As(err, &dns) || errors.As(err, &verification) || errors.Is(err, errAddress) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return cleanText(t.mask.String(err.Error()), 300)
+	}
+	return fmt.Sprintf("%T", err)
 }
 
 func upstreamFault(err error) *fault {
