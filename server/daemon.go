@@ -239,6 +239,12 @@ func (d *daemon) run(ctx context.Context, doors []door, web net.Listener) error 
 	if err := d.started(ctx, d.listening); err != nil {
 		return fmt.Errorf("recording the start: %w", err)
 	}
+	if d.proxy != nil {
+		defer d.proxy.closed()
+		if err := d.proxy.start(ctx, d.Options); err != nil {
+			return err
+		}
+	}
 	bg, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var background sync.WaitGroup
 	defer background.Wait()
@@ -261,11 +267,7 @@ func (d *daemon) run(ctx context.Context, doors []door, web net.Listener) error 
 		background.Go(func() { _ = s.Serve(d.tls.over(web)) })
 	}
 	if d.proxy != nil {
-		if err := d.proxy.start(ctx, d.Options); err != nil {
-			return err
-		}
 		servers = append(servers, d.proxy.http)
-		defer d.proxy.closed()
 	}
 	background.Go(func() {
 		if err := d.backend.run(bg); err != nil && bg.Err() == nil {

@@ -157,8 +157,9 @@ func (p *proxy) keep(at string) error {
 	return os.Rename(next, p.portFile())
 }
 
-// closed waits for what goes on after the server was shut down.
+// closed waits for what goes on after the server was shut down, which it is by then.
 func (p *proxy) closed() {
+	_ = p.http.Close()
 	p.mu.Lock()
 	p.over = true
 	p.mu.Unlock()
