@@ -72,7 +72,7 @@ func TestG4TheEndOfALeaseCutsItsRequests(t *testing.T) {
 		"revoke":        func(t *testing.T, w *world, _ *agent, _ borrowed) { w.ok("revoke", "svc") },
 		"freeze":        func(t *testing.T, w *world, _ *agent, _ borrowed) { w.ok("freeze") },
 		"expiry":        func(t *testing.T, _ *world, _ *agent, _ borrowed) {},
-		"disconnect": func(t *testing.T, w *world, a *agent, _ borrowed) { a.leave() },
+		"disconnect":    func(t *testing.T, w *world, a *agent, _ borrowed) { a.leave() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
