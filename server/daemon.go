@@ -81,8 +81,9 @@ type backend struct {
 	local
 	admin    http.Handler
 	exec     func(context.Context, identity.Caller, lease.ExecRequest) (*lease.Use, error)
-	web      *httpHandler // nil: no HTTP
-	proxy    *proxy       // nil: none
+	await    func(ctx context.Context, caller identity.Caller, approval string) // until that question was answered
+	web      *httpHandler                                                       // nil: no HTTP
+	proxy    *proxy                                                             // nil: none
 	activity func() lease.Activity
 	started  func(context.Context, Listening) error
 	run      func(context.Context) error
@@ -143,7 +144,7 @@ func (d *daemon) backendOf(b *lease.Broker, closeAll func() error) backend {
 			authenticate: b.Authenticate, log: d.Log, called: d.touch},
 		admin: newAdminHandler(adminOptions{Broker: b, Log: d.Log, Version: d.Version, Peers: d.peers, Auto: d.Auto,
 			Handover: func() { d.end("handover") }, Listening: func() Listening { return d.listening }, Now: d.Now, Passphrase: d.Passphrase}),
-		exec: b.Exec,
+		exec: b.Exec, await: b.Await,
 		web: newHTTPHandler(httpOptions{Broker: b, Log: d.Log, MCP: mcp, Addr: d.listening.HTTP,
 			AllowedHosts: d.AllowedHosts, AllowedOrigins: d.AllowedOrigins, Resource: d.Resource, Foreign: d.Foreign, TLS: d.tls,
 			Limits: d.Limits, Called: d.touch, Now: d.Now}),

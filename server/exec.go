@@ -20,6 +20,7 @@ import (
 //	command → {"begin":{"credential":"…"|"lease_id":"…"|"command":"…",…}}
 //	daemon  → {"granted":{"lease_id":"…","credential":"…","env":"…","argv":[…],"expires_at":"…"},"value":"<base64>"}
 //	        | {"error":{"code":"…","message":"…","hint":"…"}}, and the end
+//	        | {"approval_required":{"id":"…","expires_at":"…"}}, and one of the others later
 //	daemon  → {"ended":"why"}      the lease is over: the command is to be stopped
 //	command → {"stopping":true}    it was told to
 //	command → {"exit":0}           it has ended, with this code
@@ -62,22 +63,29 @@ type execSaid struct {
 	Exit     *int         `json:"exit,omitempty"`
 }
 
+// ExecApproval is the question that a person has to answer before a command runs.
+type ExecApproval struct {
+	ID        string    `json:"id"`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
 type execTold struct {
-	Granted  *ExecGrant   `json:"granted,omitempty"`
-	Error    *wireRefusal `json:"error,omitempty"`
-	Ended    string       `json:"ended,omitempty"`
-	Keylease string       `json:"keylease,omitempty"`
+	Granted  *ExecGrant    `json:"granted,omitempty"`
+	Approval *ExecApproval `json:"approval_required,omitempty"`
+	Error    *wireRefusal  `json:"error,omitempty"`
+	Ended    string        `json:"ended,omitempty"`
+	Keylease string        `json:"keylease,omitempty"`
 }
 
 // execConn is one command's connection.
 type execConn struct {
-	conn    net.Conn
-	r       *bufio.Reader
-	caller  identity.Caller
-	program string
-	now     func() time.Time
-	goes    chan struct{} // the daemon stops
-	aside   chan struct{} // others need the room
+	conn   net.Conn
+	r      *bufio.Reader
+	caller identity.Caller
+	now    func() time.Time
+	said   chan execSaid // closed when the command says no more
+	goes   chan struct{} // the daemon stops
+	aside  chan struct{} // others need the room
 }
 
 // stop is for a daemon that goes: the command goes on and finds the next one.
@@ -104,7 +112,10 @@ func (d *daemon) serveExec(conn net.Conn, r *bufio.Reader, h hello, peer *localP
 	d.answer(conn, !known)
 	q, err := c.begins()
 	if err != nil {
-		d.Log.Debug().Err(err).Msg("a command's connection ended before it said what it wants")
+		d.Log.Debug().Err(err).Msg("a command did not say what it wants")
+		if errors.Is(err, errNoBegin) || errors.Is(err, errLineTooLong) {
+			c.refuse(&lease.Refusal{Code: lease.InvalidArgument, Message: err.Error(), Hint: "Use keylease exec of the daemon's own version."})
+		}
 		return
 	}
 	d.touch()
@@ -115,8 +126,22 @@ func (d *daemon) serveExec(conn net.Conn, r *bufio.Reader, h hello, peer *localP
 			Hint: "Ask the operator for a new one; there is nothing to retry."})
 		return
 	}
-	use, err := d.exec(context.Background(), c.caller, lease.ExecRequest{LeaseID: q.LeaseID, Credential: q.Credential, Command: q.Command,
-		TTL: q.TTL, Purpose: q.Purpose, Program: cleanText(q.Program, maxClaim), Opened: q.Opened})
+	over := make(chan struct{})
+	defer close(over)
+	c.said = make(chan execSaid)
+	go c.listen(over)
+	ask := lease.ExecRequest{LeaseID: q.LeaseID, Credential: q.Credential, Command: q.Command,
+		TTL: q.TTL, Purpose: q.Purpose, Program: cleanText(q.Program, maxClaim), Opened: q.Opened}
+	use, err := d.exec(context.Background(), c.caller, ask)
+	for waits := (*lease.NeedsApproval)(nil); errors.As(err, &waits); {
+		if ask.ApprovalID == "" {
+			c.tell(execTold{Approval: &ExecApproval{waits.ID, waits.ExpiresAt}})
+		}
+		if ask.ApprovalID = waits.ID; !c.waits(d.await, waits.ID) {
+			return
+		}
+		use, err = d.exec(context.Background(), c.caller, ask)
+	}
 	if err != nil {
 		r := lease.AsRefusal(err)
 		if r == nil {
@@ -147,6 +172,19 @@ func (d *daemon) knows(c *execConn, h hello, peer *localPeer) bool {
 	return err == nil
 }
 
+var errNoBegin = errors.New("this is not the begin of a command")
+
+// plain reports whether q names one thing to run with, for a time that there is.
+func (q *ExecRequest) plain() bool {
+	named := 0
+	for _, name := range []string{q.LeaseID, q.Credential, q.Command} {
+		if name != "" {
+			named++
+		}
+	}
+	return named == 1 && (q.TTL == 0 || q.TTL >= time.Second)
+}
+
 // begins reads what the command wants.
 func (c *execConn) begins() (*ExecRequest, error) {
 	_ = c.conn.SetReadDeadline(time.Now().Add(helloTime))
@@ -155,8 +193,8 @@ func (c *execConn) begins() (*ExecRequest, error) {
 		return nil, err
 	}
 	var said execSaid
-	if strictJSON(line) != nil || json.Unmarshal(line, &said) != nil || said.Begin == nil {
-		return nil, errors.New("the line is not a begin")
+	if strictJSON(line) != nil || json.Unmarshal(line, &said) != nil || said.Begin == nil || !said.Begin.plain() {
+		return nil, errNoBegin
 	}
 	return said.Begin, c.conn.SetReadDeadline(time.Time{})
 }
@@ -185,16 +223,29 @@ func (c *execConn) grant(u *lease.Use) bool {
 	return c.send(line)
 }
 
+// waits waits for a person's answer, as long as the command does. It reports whether to ask again.
+func (c *execConn) waits(await func(context.Context, identity.Caller, string), id string) bool {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	answered := make(chan struct{})
+	go func() { await(ctx, c.caller, id); close(answered) }()
+	select {
+	case <-answered:
+		return true
+	case <-c.goes:
+		c.tell(execTold{Keylease: controlStop})
+	case <-c.said: // gone, or it says what it may not yet
+	case <-c.aside:
+	}
+	return false
+}
+
 // run stays with the command until it has ended, its lease has, or the daemon goes.
 func (c *execConn) run(u *lease.Use) {
 	if !c.grant(u) {
 		u.End(lease.Outcome{Reason: "the command was gone before it began"})
 		return
 	}
-	said := make(chan execSaid)
-	over := make(chan struct{})
-	defer close(over)
-	go c.listen(said, over)
 	renew := newRenewal(u, c.now)
 	defer renew.stop()
 	for {
@@ -202,15 +253,15 @@ func (c *execConn) run(u *lease.Use) {
 		case <-renew.due():
 			renew.renew()
 		case <-u.Context().Done():
-			c.cut(u, u.Why(), said)
+			c.cut(u, u.Why())
 			return
 		case <-c.aside:
-			c.cut(u, "the daemon has as many local connections as it may, and this user has most of them", said)
+			c.cut(u, "the daemon has as many local connections as it may, and this user has most of them")
 			return
 		case <-c.goes: // without an End, which would be the command's: its lease waits for it a while, as it does after a kill
 			c.tell(execTold{Keylease: controlStop})
 			return
-		case s, ok := <-said:
+		case s, ok := <-c.said:
 			switch {
 			case !ok:
 				u.End(lease.Outcome{Reason: "keylease exec is gone"})
@@ -224,10 +275,10 @@ func (c *execConn) run(u *lease.Use) {
 }
 
 // cut has the command stopped, and ends its use as soon as it was told to; it is not waited for.
-func (c *execConn) cut(u *lease.Use, why string, said <-chan execSaid) {
+func (c *execConn) cut(u *lease.Use, why string) {
 	if c.tell(execTold{Ended: why}) {
 		select {
-		case <-said:
+		case <-c.said:
 		case <-time.After(ackTime):
 		}
 	}
@@ -235,8 +286,8 @@ func (c *execConn) cut(u *lease.Use, why string, said <-chan execSaid) {
 }
 
 // listen passes on what the command says, until it says no more.
-func (c *execConn) listen(said chan<- execSaid, over <-chan struct{}) {
-	defer close(said)
+func (c *execConn) listen(over <-chan struct{}) {
+	defer close(c.said)
 	for {
 		line, err := readLine(c.r, maxExecLine)
 		var s execSaid
@@ -244,7 +295,7 @@ func (c *execConn) listen(said chan<- execSaid, over <-chan struct{}) {
 			return
 		}
 		select {
-		case said <- s:
+		case c.said <- s:
 		case <-over:
 			return
 		}

@@ -8,7 +8,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -21,7 +23,14 @@ type ExecOptions struct {
 	Dial  DialOptions
 	As    string // the name that it declares; "": local
 	Token string // proves who it is; never downgraded to a name
+	// Approval is told of a question that a person has to answer first, and says how long to wait for that.
+	Approval func(ExecApproval) time.Duration
 }
+
+// ApprovalError: nobody answered while somebody waited. The question stands: whoever asks the same comes back to it.
+type ApprovalError struct{ ExecApproval }
+
+func (e *ApprovalError) Error() string { return "nobody has agreed to " + e.ID + " yet" }
 
 var errNotUnderstood = errors.New("the daemon's answer was not understood")
 
@@ -39,6 +48,7 @@ type Exec struct {
 
 	o       ExecOptions
 	program string
+	until   time.Time // how long to begin anew when the daemon goes
 	ended   chan string
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -51,36 +61,40 @@ type Exec struct {
 // BeginExec asks for the value. Errors: a *lease.Refusal, or those of Dial.
 func BeginExec(ctx context.Context, o ExecOptions, q ExecRequest) (*Exec, error) {
 	e := &Exec{o: o, program: q.Program, ended: make(chan string, 1), over: make(chan struct{})}
-	deadline := time.Now().Add(againTime)
+	e.until = time.Now().Add(againTime)
 	for {
-		conn, err := e.ask(ctx, q, true)
+		lines, err := e.ask(ctx, q, true)
 		if err == nil {
-			e.conn = conn
+			e.conn = lines.conn
 			e.ctx, e.cancel = context.WithCancel(context.Background())
-			go e.follow(newExecLines(conn))
+			go e.follow(lines)
 			return e, nil
 		}
-		if !gone(err) || time.Now().After(deadline) || ctx.Err() != nil {
+		if !gone(err) || time.Now().After(e.until) || ctx.Err() != nil {
 			return nil, err
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
 }
 
-// ask says one begin and returns the connection on which it was granted. keep: what was granted is taken.
-func (e *Exec) ask(ctx context.Context, q ExecRequest, keep bool) (net.Conn, error) {
+// ask says one begin and returns what follows the grant. keep: what was granted is taken.
+func (e *Exec) ask(ctx context.Context, q ExecRequest, keep bool) (*execLines, error) {
 	conn, err := Dial(ctx, e.o.Dial)
 	if err != nil {
 		return nil, err
 	}
-	if err := e.askOn(conn, q, keep); err != nil {
+	lines := &execLines{conn: conn}
+	err = e.askOn(lines, q, keep)
+	lines.wipe()
+	if err != nil {
 		_ = conn.Close()
 		return nil, err
 	}
-	return conn, nil
+	return lines, nil
 }
 
-func (e *Exec) askOn(conn net.Conn, q ExecRequest, keep bool) error {
+func (e *Exec) askOn(lines *execLines, q ExecRequest, keep bool) error {
+	conn := lines.conn
 	h := hello{Kind: kindExec, Version: e.o.Dial.Version, Token: e.o.Token, As: e.o.As}
 	if _, err := sayHello(conn, bufio.NewReaderSize(conn, 16), h); err != nil { // nothing follows until we ask
 		return err
@@ -89,9 +103,16 @@ func (e *Exec) askOn(conn net.Conn, q ExecRequest, keep bool) error {
 		return fmt.Errorf("asking the daemon: %w", err)
 	}
 	_ = conn.SetReadDeadline(time.Now().Add(startTime))
-	lines := newExecLines(conn)
-	defer lines.wipe()
 	line, err := lines.next()
+	if approval := waitsFor(line); err == nil && approval != nil {
+		e.until = approval.ExpiresAt
+		patience := min(e.o.Approval(*approval), time.Until(approval.ExpiresAt))
+		_ = conn.SetReadDeadline(time.Now().Add(patience + time.Second)) // it answers when the question is over, too
+		line, err = lines.next()
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return &ApprovalError{*approval}
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("reading the daemon's answer: %w", err)
 	}
@@ -105,6 +126,9 @@ func (e *Exec) askOn(conn net.Conn, q ExecRequest, keep bool) error {
 	}
 	var told execTold
 	if json.Unmarshal(head, &told) != nil || told.Granted == nil || !granted {
+		if told.Keylease == controlStop {
+			return io.ErrUnexpectedEOF
+		}
 		return errNotUnderstood
 	}
 	if keep {
@@ -117,6 +141,14 @@ func (e *Exec) askOn(conn net.Conn, q ExecRequest, keep bool) error {
 		e.Value = e.Value[:n]
 	}
 	return conn.SetDeadline(time.Time{})
+}
+
+func waitsFor(line []byte) *ExecApproval {
+	var told execTold
+	if !bytes.HasPrefix(line, []byte(`{"approval_required":`)) || json.Unmarshal(line, &told) != nil {
+		return nil
+	}
+	return told.Approval
 }
 
 // Ended gives, at most once, why the command is to be stopped: its lease is over.
@@ -176,29 +208,27 @@ func (e *Exec) follow(lines *execLines) {
 		if e.ctx.Err() != nil {
 			return
 		}
-		conn, err := e.resume()
-		if err != nil {
+		if lines, err = e.resume(); err != nil {
 			if e.ctx.Err() == nil {
 				e.ended <- err.Error()
 			}
 			return
 		}
 		e.mu.Lock()
-		e.conn = conn
+		e.conn = lines.conn
 		e.mu.Unlock()
-		lines = newExecLines(conn)
 	}
 }
 
 // resume comes back to the lease at the next daemon.
-func (e *Exec) resume() (net.Conn, error) {
+func (e *Exec) resume() (*execLines, error) {
 	ctx, cancel := context.WithTimeout(e.ctx, resumeTime)
 	defer cancel()
 	q := ExecRequest{LeaseID: e.LeaseID, Program: e.program, Opened: e.Opened}
 	for pause := 20 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		conn, err := e.ask(ctx, q, false)
+		lines, err := e.ask(ctx, q, false)
 		if err == nil {
-			return conn, nil
+			return lines, nil
 		}
 		if r := lease.AsRefusal(err); r != nil && r.Code != lease.Unavailable && r.Code != lease.RateLimited {
 			return nil, errors.New("keylease was restarted and the lease does not go on: " + r.Message)
@@ -225,8 +255,6 @@ type execLines struct {
 // maxGrant is longer than any line of the daemon's: a value, in base64, and an argv.
 const maxGrant = 256 << 10
 
-func newExecLines(conn net.Conn) *execLines { return &execLines{conn: conn} }
-
 // next returns the next line, which is good until the next call.
 func (l *execLines) next() ([]byte, error) {
 	l.buf, l.used = append(l.buf[:0], l.buf[l.used:]...), 0
@@ -252,4 +280,5 @@ func (l *execLines) next() ([]byte, error) {
 	}
 }
 
-func (l *execLines) wipe() { clear(l.buf[:cap(l.buf)]) }
+// wipe overwrites the line that next returned last.
+func (l *execLines) wipe() { clear(l.buf[:l.used]) }

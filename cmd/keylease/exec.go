@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -90,11 +91,11 @@ func (a *app) execFlags(c *cobra.Command, f *execFlags) {
 
 // ours gives an error of ours the exit code by which it is told from the command's own.
 func ours(err error) error {
-	if err == nil || errors.As(err, new(childExit)) {
-		return err
-	}
 	err = spoken(err)
 	_, hint := classify(err)
+	if errors.As(err, new(*server.ApprovalError)) {
+		hint = "tell the user; the same command again goes on waiting for the same answer"
+	}
 	code := child.Failed
 	switch {
 	case errors.Is(err, child.ErrNotFound):
@@ -120,7 +121,11 @@ func (a *app) exec(ctx context.Context, f execFlags, q server.ExecRequest, path 
 		return ours(err)
 	}
 	q.Purpose = f.purpose
-	return ours(a.withValue(ctx, f.as, q, func(e *server.Exec) (int, error) { return a.supervise(e, f.file, path, argv) }))
+	code, err := a.withValue(ctx, f.as, q, func(e *server.Exec) (int, error) { return a.supervise(e, f.file, path, argv) })
+	if err != nil {
+		return ours(err)
+	}
+	return childExit(code)
 }
 
 // supervise runs the command to its end.
@@ -182,25 +187,35 @@ func (a *app) childEnv(e *server.Exec, file string) (env []string, remove func()
 
 // withValue has the daemon lend a value, as exec does, to do, and tells it how that went. The lease lives at least until
 // do returns an exit code; e.Ended says when it is over before. do must not keep e.Value.
-func (a *app) withValue(ctx context.Context, as string, q server.ExecRequest, do func(e *server.Exec) (code int, err error)) error {
+func (a *app) withValue(ctx context.Context, as string, q server.ExecRequest, do func(e *server.Exec) (code int, err error)) (code int, err error) {
 	undumpable() // before the token is read and the value comes. The command's own is not changed by it
 	keep := inherited()
 	o, err := a.execDoor(as)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	e, err := server.BeginExec(ctx, o, q)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	handOn(keep)
-	code, err := do(e)
+	code, err = do(e)
 	clear(e.Value)
 	e.Exit(code)
-	if err != nil {
-		return err
+	return code, err
+}
+
+// approvalTime is how long a command that nobody looks at waits for a person: shorter than the shells of agents do.
+const approvalTime = 40 * time.Second
+
+// tellQuestion says that a person has to agree first, and how long that is waited for: at a terminal as long as it can be
+// of use.
+func (a *app) tellQuestion(q server.ExecApproval) time.Duration {
+	a.sayf("keylease: a person has to agree to this first: keylease approve %s (until %s)", terminal(q.ID), moment(q.ExpiresAt))
+	if isTerminal(a.err) {
+		return time.Until(q.ExpiresAt)
 	}
-	return childExit(code)
+	return approvalTime
 }
 
 // execDoor is where a command of an agent's finds the daemon, and who it is there. Nothing of the environment configures
@@ -226,6 +241,7 @@ func (a *app) execDoor(as string) (server.ExecOptions, error) {
 	if own && noStore(s) {
 		return o, fail(child.Failed, "ask the operator; keylease init makes one", "there is no keylease store in %s", s.Data)
 	}
+	o.Approval = a.tellQuestion
 	o.Dial = server.DialOptions{Paths: s.paths, Version: version(), Start: start, AutoStart: own}
 	return o, nil
 }

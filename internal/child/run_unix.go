@@ -128,6 +128,7 @@ func exists(path string) bool {
 // attend stays with the program until it has ended and, where it was told to, its whole group.
 func (r *run) attend(changes <-chan change) (syscall.WaitStatus, error) {
 	var kill <-chan time.Time
+	var said chan struct{}
 	for {
 		select {
 		case s := <-r.signals:
@@ -137,7 +138,8 @@ func (r *run) attend(changes <-chan change) (syscall.WaitStatus, error) {
 			r.signal(syscall.SIGTERM)
 			r.signal(syscall.SIGCONT) // what is stopped hears nothing
 			r.Stopped()
-			r.Say(why)
+			said = make(chan struct{})
+			go func() { r.Say(why); close(said) }() // who reads our stderr may have stopped to
 			kill = time.After(r.grace())
 		case <-kill:
 			r.signal(syscall.SIGKILL)
@@ -148,6 +150,7 @@ func (r *run) attend(changes <-chan change) (syscall.WaitStatus, error) {
 			}
 			if r.told {
 				r.clear(kill)
+				wait(said)
 			}
 			return c.status, c.err
 		}
@@ -163,6 +166,14 @@ func (r *run) clear(kill <-chan time.Time) {
 			return
 		case <-time.After(10 * time.Millisecond):
 		}
+	}
+}
+
+// wait waits until done is closed, or no longer than linger.
+func wait(done <-chan struct{}) {
+	select {
+	case <-done:
+	case <-time.After(linger):
 	}
 }
 

@@ -38,7 +38,7 @@ func (r *run) pass() {
 // restore gives our terminal back as it was.
 func (r *run) restore() {
 	if r.lent != nil {
-		quietly(func() { _ = unix.IoctlSetPointerInt(int(r.lent.Fd()), unix.TIOCSPGRP, syscall.Getpgrp()) })
+		_ = putInFront(r.lent, syscall.Getpgrp())
 		_ = r.lent.Close()
 		r.lent = nil
 	}
@@ -50,11 +50,11 @@ func (r *run) restore() {
 	}
 }
 
-// quietly does what the kernel would stop us for while somebody else is in front of the terminal.
-func quietly(do func()) {
+// putInFront moves a process group in front of a terminal. The kernel would stop us for that while another is; the program,
+// which runs already, keeps what SIGTTOU does.
+func putInFront(tty *os.File, group int) error {
 	signal.Ignore(syscall.SIGTTOU)
-	defer signal.Reset(syscall.SIGTTOU)
-	do()
+	return unix.IoctlSetPointerInt(int(tty.Fd()), unix.TIOCSPGRP, group)
 }
 
 // halted is for a program that was stopped. One that wants to read our terminal, or set it, is let in front of it; one
@@ -82,8 +82,7 @@ func (r *run) lend() bool {
 		_ = tty.Close()
 		return false
 	}
-	quietly(func() { err = unix.IoctlSetPointerInt(int(tty.Fd()), unix.TIOCSPGRP, r.pid) })
-	if err != nil {
+	if putInFront(tty, r.pid) != nil {
 		_ = tty.Close()
 		return false
 	}
@@ -95,13 +94,11 @@ func (r *run) lend() bool {
 func (r *run) pause() {
 	lent := r.lent != nil
 	r.restore()
-	if lent { // the suspend key was for all that is in front, and reached the program alone
-		signal.Reset(syscall.SIGTSTP)
-		_ = syscall.Kill(0, syscall.SIGTSTP)
-		signal.Notify(r.signals, syscall.SIGTSTP)
-	} else {
-		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+	who := os.Getpid()
+	if lent {
+		who = 0 // our group: the suspend key was for all of the shell's job, and reached the program alone
 	}
+	_ = syscall.Kill(who, syscall.SIGSTOP) // Go gives SIGTSTP no way back to what it does by itself
 	r.raw()
 	if lent {
 		r.lend()

@@ -131,12 +131,19 @@ func (r *run) open() {
 	r.raw()
 }
 
-// drain waits for what the program has left in its pipes.
+// drain waits for what the program has left in its pipes. After a program that was stopped nobody waits for a reader of
+// ours.
 func (r *run) drain() {
 	for _, s := range r.streams {
 		s.hurry()
 	}
-	r.reading.Wait()
+	if !r.told {
+		r.reading.Wait()
+		return
+	}
+	done := make(chan struct{})
+	go func() { r.reading.Wait(); close(done) }()
+	wait(done)
 }
 
 // stream is output on its way.

@@ -3,6 +3,7 @@ package lease
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -22,7 +23,13 @@ type ExecRequest struct {
 	Purpose    string
 	Program    string // what will run, for the record
 	Opened     bool   // with LeaseID: the lease was opened for this command, before the daemon was restarted
+	ApprovalID string // of what an earlier NeedsApproval said has to be approved
 }
+
+// NeedsApproval is the error of a command that nobody has agreed to yet: it may be asked again with the question's id.
+type NeedsApproval struct{ Waiting }
+
+func (*NeedsApproval) Error() string { return "a person has to agree to this first" }
 
 // Exec lends a value to a command's environment, never to the agent: on a lease that was granted for delivery by exec,
 // to its owner or, where nothing but a uid proved the owner, to any process of that uid. While the Use lasts
@@ -42,6 +49,9 @@ func (b *Broker) Exec(ctx context.Context, caller identity.Caller, r ExecRequest
 		b.mu.Lock()
 		delete(b.sessions, caller.Session)
 		b.mu.Unlock()
+		if errors.As(err, new(*NeedsApproval)) {
+			return nil, err
+		}
 		return nil, b.denied(caller, r.Credential, r.LeaseID, "exec", r.Purpose, policy.Exec, err)
 	}
 	e := u.entry
@@ -73,9 +83,12 @@ func (b *Broker) admitExec(ctx context.Context, caller identity.Caller, r *ExecR
 		return nil, sealedAt{}, err
 	}
 	if opens {
-		g, err := b.Lease(ctx, caller, Request{Credential: r.Credential, TTL: r.TTL, Purpose: r.Purpose, Delivery: policy.Exec})
+		g, err := b.Lease(ctx, caller, Request{Credential: r.Credential, TTL: r.TTL, Purpose: r.Purpose, Delivery: policy.Exec, ApprovalID: r.ApprovalID})
 		if err != nil {
 			return nil, sealedAt{}, err
+		}
+		if g.Waiting != nil {
+			return nil, sealedAt{}, &NeedsApproval{*g.Waiting}
 		}
 		r.LeaseID, r.Opened = g.LeaseID, true
 	}

@@ -360,7 +360,7 @@ func (b *Broker) end(l *lease, event store.Event, by identity.Caller, now time.T
 		e.Details["by"] = "admin"
 	}
 	w, err := b.submit(store.Change{Entry: e}, nil)
-	b.uses.end(l.id, cmp.Or(reason, "the lease was "+strings.TrimPrefix(string(event), "lease.")))
+	b.uses.end(l.id, cmp.Or(reason, map[store.Event]string{store.EventLeaseExpired: "the lease has expired"}[event], "the lease was "+strings.TrimPrefix(string(event), "lease.")))
 	state := map[store.Event]State{store.EventLeaseReleased: Released, store.EventLeaseExpired: Expired, store.EventLeaseRevoked: Revoked}[event]
 	return Ended{l.id, state, at, at.Sub(l.issued)}, w, err
 }
