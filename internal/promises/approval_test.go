@@ -219,6 +219,29 @@ func TestAnApprovalOutlivesTheDaemon(t *testing.T) {
 	}
 }
 
+// TestADaemonStaysForAWaitingQuestion: one that started by itself does not end while somebody may still answer.
+func TestADaemonStaysForAWaitingQuestion(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.configure("idleStop: 1s\n")
+	w.policy(approvalPolicy("operator"))
+	w.seed(secretOf("db", ""))
+	c := w.agent("patient")
+	id := asks(t, c, args{"credential": "db"})
+	daemon := w.holder()
+	time.Sleep(3 * time.Second)
+	if w.holder() != daemon || daemon == 0 {
+		t.Fatal("the daemon left while a question waited")
+	}
+	w.ok("deny", id)
+	w.eventually("the daemon ends when nothing waits any more", func() error {
+		if w.holder() != 0 {
+			return fmt.Errorf("it runs")
+		}
+		return nil
+	})
+}
+
 // TestApprovalsOfOneUserAreFewAndNotRepeated: a fourth question waits, and after two denials nobody is asked.
 func TestApprovalsOfOneUserAreFewAndNotRepeated(t *testing.T) {
 	t.Parallel()
