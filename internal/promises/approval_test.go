@@ -230,16 +230,11 @@ func TestADaemonStaysForAWaitingQuestion(t *testing.T) {
 	id := asks(t, c, args{"credential": "db"})
 	daemon := w.holder()
 	time.Sleep(3 * time.Second)
-	if w.holder() != daemon || daemon == 0 {
+	if daemon == 0 || !slices.Contains(w.processes("serve"), daemon) {
 		t.Fatal("the daemon left while a question waited")
 	}
 	w.ok("deny", id)
-	w.eventually("the daemon ends when nothing waits any more", func() error {
-		if w.holder() != 0 {
-			return fmt.Errorf("it runs")
-		}
-		return nil
-	})
+	w.gone(daemon)
 }
 
 // TestApprovalsOfOneUserAreFewAndNotRepeated: a fourth question waits, and after two denials nobody is asked.
