@@ -298,7 +298,7 @@ func TestAPassphraseIsForTheTerminalOnly(t *testing.T) {
 	w.seed(secretOf("db", ""))
 	c := w.agent("agent")
 	id := asks(t, c, args{"credential": "db"})
-	if o := w.cliIn("password\n", "approve", id); o.code != 4 || !strings.Contains(o.err, "terminal") {
+	if o := w.cliIn("password", "approve", id); o.code != 4 || !strings.Contains(o.err, "at a terminal only") {
 		t.Errorf("%s", o)
 	}
 	if o := w.cliIn("password\npassword\n", "approvals", "passphrase"); o.code != 4 {
@@ -380,6 +380,6 @@ func (w *world) typing(keys string, args ...string) outcome {
 	hung := time.AfterFunc(2*patience, func() { _ = cmd.Process.Kill() })
 	defer hung.Stop()
 	_ = cmd.Wait() // its code is what counts
-	<-read // the terminal ends with the last who has it open
+	<-read         // the terminal ends with the last who has it open
 	return outcome{said.String(), "", cmd.ProcessState.ExitCode()}
 }
