@@ -77,6 +77,9 @@ func (b *Broker) admitExec(ctx context.Context, caller identity.Caller, r *ExecR
 		if err != nil {
 			return nil, sealedAt{}, err
 		}
+		if g.Waiting != nil {
+			return nil, sealedAt{}, g.Waiting.refusal()
+		}
 		r.LeaseID, r.Opened = g.LeaseID, true
 	}
 	b.mu.Lock()
