@@ -38,6 +38,8 @@ type Options struct {
 	ProxySocket string
 	// Command is how an agent's shell starts keylease, with the flags by which it finds this daemon.
 	Command []string
+
+	patience time.Duration // tests: instead of the constant
 }
 
 // NewServer returns the MCP server with the three tools.
@@ -47,7 +49,10 @@ func NewServer(o Options) *mcpserver.MCPServer {
 		mcpserver.WithInstructions(instructions),
 		mcpserver.WithToolHandlerMiddleware(recovered(o.Log)),
 	)...)
-	a := agent{o, &questions{by: map[string]time.Time{}, waiting: map[string]int{}}, patience}
+	if o.patience == 0 {
+		o.patience = patience
+	}
+	a := agent{o, &questions{by: map[string]time.Time{}, waiting: map[string]int{}}}
 	s.AddTool(listTool(), typed(a.list))
 	s.AddTool(leaseTool(), a.leaseOrAsk)
 	s.AddTool(releaseTool(), typed(a.release))
@@ -172,7 +177,6 @@ func singleTypes(schema any) {
 type agent struct {
 	Options
 	questions *questions
-	patience  time.Duration
 }
 
 // caller returns who is calling. The context it returns is not cancelled with the request: a change that was begun

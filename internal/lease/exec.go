@@ -90,6 +90,9 @@ func (b *Broker) admitExec(ctx context.Context, caller identity.Caller, r *ExecR
 		if g.Waiting != nil {
 			return nil, sealedAt{}, &NeedsApproval{*g.Waiting}
 		}
+		if g.Waiting != nil {
+			return nil, sealedAt{}, g.Waiting.refusal()
+		}
 		r.LeaseID, r.Opened = g.LeaseID, true
 	}
 	b.mu.Lock()
