@@ -78,7 +78,7 @@ func (p *Policy) UseLimits() (perSecond float64, burst int) {
 	return p.useRate, p.useBurst
 }
 
-// Warnings returns what a person should know about a policy that is valid: what of it this version can't do yet.
+// Warnings returns what a person should know about a policy that is valid.
 func (p *Policy) Warnings() []string {
 	if p == nil {
 		return nil

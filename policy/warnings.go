@@ -8,9 +8,6 @@ import (
 	"keylease/internal/strictyaml"
 )
 
-// built is the deliveries that this version can make.
-func built() []Delivery { return []Delivery{Value} }
-
 func warnings(d *strictyaml.Document, file string, p *Policy) []string {
 	var all []string
 	say := func(path strictyaml.Path, format string, args ...any) {
@@ -20,14 +17,6 @@ func warnings(d *strictyaml.Document, file string, p *Policy) []string {
 		say(at("rules"), "no rule allows anything, so nobody may lease anything")
 	}
 	for i, u := range p.rules {
-		missing := slices.DeleteFunc(slices.Clone(u.delivery), func(d Delivery) bool { return slices.Contains(built(), d) })
-		switch path := at("rules", i, "delivery"); {
-		case len(missing) == 0:
-		case len(missing) == len(u.delivery):
-			say(path, "rule %q allows delivery by %s only, which this version does not have yet: nothing can be leased under it", u.name, orList(missing))
-		default:
-			say(path, "rule %q names delivery by %s, which this version does not have yet", u.name, orList(missing))
-		}
 		if word := u.production(); word != "" && u.approval == User {
 			say(at("rules", i, "approval"), "rule %q seems to guard production (%q) with approval: user, which is what the agent's own client reports; approval: operator takes a person with admin authority", u.name, word)
 		}

@@ -45,6 +45,8 @@ type ExecRequest struct {
 	Purpose    string        `json:"purpose,omitempty"`
 	Program    string        `json:"program,omitempty"` // for the record; no arguments, which may hold anything
 	Opened     bool          `json:"opened,omitempty"`  // with LeaseID: an earlier grant said so
+	Origin     string        `json:"origin,omitempty"`  // see lease.ExecRequest, as for Keep
+	Keep       bool          `json:"keep,omitempty"`
 }
 
 // ExecGrant is what a command was given, without the value.
@@ -55,6 +57,9 @@ type ExecGrant struct {
 	Argv       []string  `json:"argv,omitempty"` // of a command that the admin fixed
 	ExpiresAt  time.Time `json:"expires_at"`
 	Opened     bool      `json:"opened"` // the lease was opened for this command and is released after it
+
+	User     string            `json:"user,omitempty"`     // with Origin: as whom one signs in there; "": nothing says
+	Metadata map[string]string `json:"metadata,omitempty"` // with Keep: what goes with the value and is not secret
 }
 
 type execSaid struct {
@@ -131,7 +136,7 @@ func (d *daemon) serveExec(conn net.Conn, r *bufio.Reader, h hello, peer *localP
 	c.said = make(chan execSaid)
 	go c.listen(over)
 	ask := lease.ExecRequest{LeaseID: q.LeaseID, Credential: q.Credential, Command: q.Command,
-		TTL: q.TTL, Purpose: q.Purpose, Program: cleanText(q.Program, maxClaim), Opened: q.Opened}
+		TTL: q.TTL, Purpose: q.Purpose, Program: cleanText(q.Program, maxClaim), Opened: q.Opened, Origin: q.Origin, Keep: q.Keep}
 	use, err := d.exec(context.Background(), c.caller, ask)
 	for waits := (*lease.NeedsApproval)(nil); errors.As(err, &waits); {
 		if ask.ApprovalID == "" {
@@ -151,7 +156,7 @@ func (d *daemon) serveExec(conn net.Conn, r *bufio.Reader, h hello, peer *localP
 		c.refuse(r)
 		return
 	}
-	c.run(use)
+	c.run(use, q.Keep)
 }
 
 // knows settles who c is, as for an MCP connection: a token that is no good stands for nobody.
@@ -210,9 +215,13 @@ func (c *execConn) send(line []byte) bool {
 }
 
 // grant hands the value over. It is put together by hand: what an encoder keeps for its next use can't be wiped.
-func (c *execConn) grant(u *lease.Use) bool {
+func (c *execConn) grant(u *lease.Use, keep bool) bool {
 	l := u.Lease
-	head := mustJSON(execTold{Granted: &ExecGrant{l.LeaseID, l.Credential, l.Env, u.Argv, l.ExpiresAt, u.Opened}})
+	g := &ExecGrant{LeaseID: l.LeaseID, Credential: l.Credential, Env: l.Env, Argv: u.Argv, ExpiresAt: l.ExpiresAt, Opened: u.Opened, User: u.User}
+	if keep {
+		g.Metadata = l.Metadata
+	}
+	head := mustJSON(execTold{Granted: g})
 	const key = `,"value":"`
 	line := make([]byte, 0, len(head)+len(key)+base64.StdEncoding.EncodedLen(u.Value.Len())+3)
 	line = append(append(line, head[:len(head)-1]...), key...)
@@ -241,8 +250,8 @@ func (c *execConn) waits(await func(context.Context, identity.Caller, string), i
 }
 
 // run stays with the command until it has ended, its lease has, or the daemon goes.
-func (c *execConn) run(u *lease.Use) {
-	if !c.grant(u) {
+func (c *execConn) run(u *lease.Use, keep bool) {
+	if !c.grant(u, keep) {
 		u.End(lease.Outcome{Reason: "the command was gone before it began"})
 		return
 	}

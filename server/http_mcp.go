@@ -183,7 +183,7 @@ func (h *httpHandler) sessionOf(r *http.Request, p identity.Principal) (*httpSes
 }
 
 func (h *httpHandler) serveStreamable(w http.ResponseWriter, r *http.Request, caller identity.Caller, call *httpCall) {
-	caller.Scopes = entrantOf(r.Context()).Scopes
+	caller = sender(r, caller)
 	ctx := context.WithValue(identity.With(tools.Ending(r.Context(), h.closing), caller), httpCallKey{}, call)
 	h.streamable.ServeHTTP(neutralWriter{ResponseWriter: w, log: h.Log}, r.WithContext(ctx))
 }

@@ -110,7 +110,7 @@ func (h *httpHandler) serveMessage(w http.ResponseWriter, r *http.Request, p ide
 		noSession().write(w)
 		return
 	}
-	caller.Scopes = entrantOf(r.Context()).Scopes
+	caller = sender(r, caller)
 	// The call hangs on the stream that will carry its answer, not on this POST, which is answered at once.
 	ctx := identity.With(h.MCP.WithContext(s.of.ctx, s), caller)
 	finish := func() {

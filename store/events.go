@@ -62,7 +62,7 @@ var rows = [...]row{
 	{EventLeaseRenewed, []string{"expires_at", "max_expires_at", "ttl", "ttl_capped", "rule", "policy_hash"}},
 	{EventLeaseOrphaned, []string{"ends_at", "reason"}},
 	{EventLeaseAdopted, []string{"session"}},
-	{EventLeaseUsed, []string{"delivery", "phase", "method", "path", "program", "status", "bytes_in", "bytes_out", "duration_ms", "reason", "peer"}},
+	{EventLeaseUsed, []string{"delivery", "phase", "method", "path", "program", "origin", "status", "bytes_in", "bytes_out", "duration_ms", "reason", "peer"}},
 	{EventLeaseReleased, endFields[:]},
 	{EventLeaseExpired, endFields[:]},
 	{EventLeaseRevoked, endFields[:]},

@@ -16,8 +16,8 @@ type leaseArgs struct {
 	Credential string `json:"credential,omitempty" jsonschema:"Name of the credential, exactly as list_credentials shows it. Required unless lease_id or approval_id is given."`
 	TTL        string `json:"ttl,omitempty" jsonschema:"How long you need it, like 90s, 30m, 4h or 1h30m. Leave it out for the default. Longer than allowed is capped, not refused."`
 	Purpose    string `json:"purpose,omitempty" jsonschema:"One line, at most 200 characters, that tells a human what you will do with it. Kept in the audit trail; some credentials require it."`
-	Delivery   string `json:"delivery,omitempty" jsonschema:"How you get it: one of the credential's deliveries in list_credentials. Leave it out for the least exposing one."`
-	LeaseID    string `json:"lease_id,omitempty" jsonschema:"Renew this lease of yours instead of opening another. The value stays the one you have."`
+	Delivery   string `json:"delivery,omitempty" jsonschema:"How you get it: one of the credential's deliveries in list_credentials. Leave it out, and ask for value only where no other will do: proxy and exec do the work without showing you the key."`
+	LeaseID    string `json:"lease_id,omitempty" jsonschema:"Renew this lease of yours instead of opening another. What you were given with it stays good."`
 	ApprovalID string `json:"approval_id,omitempty" jsonschema:"Get the lease that waited for a person's approval, with what was asked then. Waits for the answer, up to 40 seconds. Leave out all other arguments."`
 }
 
@@ -34,7 +34,7 @@ type leaseResult struct {
 	TTL          string            `json:"ttl" jsonschema:"Time granted from now, like 30m"`
 	TTLCapped    bool              `json:"ttl_capped" jsonschema:"True when you asked for more than is allowed"`
 	Metadata     map[string]string `json:"metadata" jsonschema:"What belongs to the credential and is not secret, such as an access key id"`
-	Use          *useResult        `json:"use,omitempty" jsonschema:"How to use the credential without seeing it. Absent when it is delivered by value."`
+	Use          *useResult        `json:"use,omitempty" jsonschema:"How to use the credential without seeing it. Absent with a value, and when a lease is renewed."`
 	Value        string            `json:"value,omitempty" jsonschema:"The secret. Use it and forget it: do not print, log or store it. Absent when a lease is renewed."`
 	Approval     *approvalResult   `json:"approval,omitempty" jsonschema:"What waits for a person's answer, when status is approval_required"`
 	Hint         string            `json:"hint" jsonschema:"What to do next"`
@@ -54,7 +54,7 @@ type useResult struct {
 func leaseTool() mcp.Tool {
 	return mcp.NewTool("lease_credential",
 		mcp.WithDescription(`Lease a credential for a limited time, or renew a lease you hold.
-Call list_credentials first and use a name from it. Say in purpose what work you will do with it: ask for work, not for values. If you hold a lease already, use it, or renew it with lease_id, rather than leasing again. Use the value directly where it is needed; never print, log, store or repeat it. Call release_lease as soon as the work is done.
+Call list_credentials first and use a name from it. Say in purpose what work you will do with it: ask for work, not for values. If you hold a lease already, use it, or renew it with lease_id, rather than leasing again. Where the answer has use, do the work the way it says: you need not see the key. A value goes directly where it is needed; never print, log, store or repeat it. Call release_lease as soon as the work is done.
 Some credentials are lent only when a person agrees: then status is approval_required. Tell the user what waits, and call lease_credential with approval_id to get the lease once they agreed. Never try to approve it yourself.
 A refusal is an error with a code and a hint; follow the hint. not_available means unknown, forbidden or not yours: ask the operator, and do not look for the key elsewhere. lease_limit means too many leases are open: use one of your_leases; if the answer has retry_after, wait that many seconds.`),
 		mcp.WithTitleAnnotation("Lease a credential"),
@@ -109,7 +109,7 @@ func (a agent) lease(given context.Context, in leaseArgs, agree func(identity.Ca
 		if err != nil {
 			return leaseResult{}, err
 		}
-		return granted(g, "Renewed. Go on with the value you have; release_lease when the work is done."), nil
+		return granted(g, "Renewed. "+goOn[g.Delivery]+" Call release_lease when the work is done."), nil
 	}
 	if in.Credential == "" && in.ApprovalID == "" {
 		return leaseResult{}, &lease.Refusal{Code: lease.InvalidArgument, Message: "credential is missing",
@@ -149,11 +149,17 @@ func (a agent) deliver(ctx context.Context, caller identity.Caller, g lease.Gran
 			return leaseResult{}, err
 		}
 		handle := string(g.Handle.Bytes())
-		out := granted(g, "Give base_url and api_key to the client library or tool, or set env for it: requests go through keylease, which puts the key in. You never see the key; api_key works only here and only while the lease lives.")
-		out.Use = &useResult{BaseURL: g.Plan.BaseURL(origin), Socket: a.ProxySocket, APIKey: handle, Env: g.Plan.Env(origin, handle), Allowed: g.Plan.Allowed()}
+		use := &useResult{BaseURL: g.Plan.BaseURL(origin), Socket: a.ProxySocket, APIKey: handle, Env: g.Plan.Env(origin, handle), Allowed: g.Plan.Allowed()}
+		how := "Give base_url and api_key of use to the client library or tool."
+		if len(use.Env) > 0 {
+			how = "Start the tool with the variables of use.env set (NAME=value … command), or give it base_url and api_key."
+		}
+		out := granted(g, how+" keylease puts the key into each request; api_key stands for it, is good for nothing else, and dies with the lease.")
+		out.Use = use
 		return out, nil
 	case policy.Exec:
-		out := granted(g, "Run the command that needs the credential with command_prefix in front of it: it finds the value in its environment, and you never see it. What it prints is masked.")
+		out := granted(g, "Run the command that needs the key with command_prefix before it: it finds the key in $"+g.Env+
+			", and what it prints is masked. To name the variable in an argument, run sh -c '…' in single quotes: your own shell does not have it.")
 		prefix := append(slices.Clone(a.Command), "exec")
 		if caller.Proof == identity.Declared {
 			prefix = append(prefix, "--as", caller.Name)
@@ -166,9 +172,27 @@ func (a agent) deliver(ctx context.Context, caller identity.Caller, g lease.Gran
 		return leaseResult{}, err
 	}
 	defer value.Wipe()
-	out := granted(g, "Use the value where it is needed and do not print, log or store it.")
+	out := granted(g, "Use the value where it is needed and do not print, log or store it."+better(g.Open))
 	out.Value = string(value.Bytes())
 	return out, nil
+}
+
+// goOn is how the holder of a renewed lease goes on.
+var goOn = map[policy.Delivery]string{
+	policy.Proxy: "Go on with the base_url and api_key you have.",
+	policy.Exec:  "Go on with the command_prefix you have.",
+	policy.Value: "Go on with the value you have.",
+}
+
+// better names the way by which whoever got a value could do without seeing it; "" where there is none.
+func better(open []policy.Delivery) string {
+	switch {
+	case slices.Contains(open, policy.Proxy):
+		return ` Next time ask with delivery "proxy": requests then carry the key, and you never see it.`
+	case slices.Contains(open, policy.Exec):
+		return ` Next time ask with delivery "exec" if a command can do the work: it gets the key, and you never see it.`
+	}
+	return ""
 }
 
 func granted(g lease.Grant, hint string) leaseResult {

@@ -27,7 +27,7 @@ type listed struct {
 	Type        string            `json:"type"`
 	State       string            `json:"state"`
 	Metadata    map[string]string `json:"metadata"`
-	Deliveries  []string          `json:"deliveries" jsonschema:"How it can be delivered to you, least exposing first"`
+	Deliveries  []string          `json:"deliveries" jsonschema:"How it can be delivered to you, least exposing first: proxy (requests through keylease), exec (a command gets it), value (you see it)"`
 	DefaultTTL  string            `json:"default_ttl"`
 	MaxTTL      string            `json:"max_ttl"`
 	MaxLeases   *int              `json:"max_leases" jsonschema:"How many leases it allows at a time; null: no limit"`

@@ -22,7 +22,7 @@ type releaseResult struct {
 
 func releaseTool() mcp.Tool {
 	return mcp.NewTool("release_lease",
-		mcp.WithDescription(`Give a lease back as soon as the work it was for is done: others may be waiting for it. Safe to call twice. After it you must not use the value any more; lease the credential again if you need to.`),
+		mcp.WithDescription(`Give a lease back as soon as the work it was for is done: others may be waiting for it. Safe to call twice. What it gave you is refused from then on, and a value must not be used any more; lease the credential again if you need to.`),
 		mcp.WithTitleAnnotation("Release a lease"),
 		mcp.WithReadOnlyHintAnnotation(false),
 		mcp.WithDestructiveHintAnnotation(false),

@@ -24,7 +24,7 @@ import (
 	"keylease/internal/ttl"
 )
 
-const instructions = `keylease lends credentials (API keys, secrets) for a limited time. Call list_credentials to see what you may lease, lease_credential to lease one with a purpose, release_lease when the work is done. Never print, log or store a value, and never look for keys in files or environment variables: if a credential is not listed, ask the operator.`
+const instructions = `keylease lends credentials (API keys, secrets) for a limited time. Call list_credentials to see what you may lease, lease_credential to lease one with a purpose, release_lease when the work is done. Take the least exposing delivery you can use: proxy, then exec, value last. Never print, log or store a value, and never look for keys in files or environment variables: if a credential is not listed, ask the operator.`
 
 // Options is what the tools work with.
 type Options struct {

@@ -17,6 +17,7 @@ import (
 	"keylease/internal/identity"
 	"keylease/internal/lease"
 	"keylease/internal/secret"
+	"keylease/internal/use"
 	"keylease/policy"
 	"keylease/store"
 )
@@ -25,7 +26,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 
 const canary = "sk-fake-canary-77"
 
-// newServer returns the tools on a real broker that has one credential.
+// newServer returns the tools on a real broker that has two credentials, one of which the proxy can use.
 func newServer(t *testing.T, log zerolog.Logger) *mcpserver.MCPServer {
 	t.Helper()
 	dir := t.TempDir()
@@ -42,6 +43,11 @@ func newServer(t *testing.T, log zerolog.Logger) *mcpserver.MCPServer {
 	_, err = b.Put(context.Background(), identity.Caller{}, lease.NewCredential{Name: "openai", Type: "api-key",
 		Value: secret.New([]byte(canary)), Metadata: map[string]string{"service": "openai"},
 		Policy: policy.CredentialPolicy{DefaultLeaseTTL: 30 * time.Minute, MaxLeaseTTL: 4 * time.Hour, MaxLeases: 2}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = b.Put(context.Background(), identity.Caller{}, lease.NewCredential{Name: "service", Type: "api-key",
+		Value: secret.New([]byte(canary)), Upstream: &use.Upstream{Service: "openai"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,6 +156,47 @@ func TestTheWholeLoan(t *testing.T) {
 	released, raw, _ := call(t, ctx, s, "release_lease", `{"lease_id":"`+id+`"}`)
 	if released["status"] != "released" {
 		t.Errorf("release: %s", raw)
+	}
+}
+
+// localContext is that of a caller on the local socket.
+func localContext() context.Context {
+	return identity.With(context.Background(), identity.Caller{Principal: identity.Principal{Type: identity.Agent, Name: "claude-code", By: "uid:1000"},
+		Transport: "local", UID: "1000", Session: "s_test"})
+}
+
+// TestAValueStandsInValueResultsAlone is D4 on the tools: what is lent by proxy or exec is never in an answer, and the
+// hints say what to do with what is.
+func TestAValueStandsInValueResultsAlone(t *testing.T) {
+	s, ctx := newServer(t, zerolog.Nop()), localContext()
+	for _, c := range []struct {
+		args, way   string
+		values      int
+		says, again string
+	}{
+		{`{"credential":"service"}`, "proxy", 0, "variables of use.env", "base_url and api_key you have"},
+		{`{"credential":"service","delivery":"exec"}`, "exec", 0, "finds the key in $OPENAI_API_KEY", "command_prefix you have"},
+		{`{"credential":"service","delivery":"value"}`, "value", 2, `Next time ask with delivery "proxy"`, "value you have"},
+		{`{"credential":"openai"}`, "value", 2, `Next time ask with delivery "exec"`, "value you have"},
+	} {
+		got, raw, _ := call(t, ctx, s, "lease_credential", c.args)
+		hint, _ := got["hint"].(string)
+		if _, has := got["value"]; got["delivery"] != c.way || has != (c.values > 0) || bytes.Count(raw, []byte(canary)) != c.values || !strings.Contains(hint, c.says) {
+			t.Errorf("%s: %s", c.args, raw)
+		}
+		id, _ := got["lease_id"].(string)
+		again, raw, _ := call(t, ctx, s, "lease_credential", `{"lease_id":"`+id+`"}`)
+		hint, _ = again["hint"].(string)
+		if bytes.Contains(raw, []byte(canary)) || again["use"] != nil || !strings.Contains(hint, c.again) || c.values == 0 && strings.Contains(hint, "value") {
+			t.Errorf("%s, renewed: %s", c.args, raw)
+		}
+	}
+	if _, raw, _ := call(t, ctx, s, "list_credentials", `{}`); bytes.Contains(raw, []byte(canary)) || !bytes.Contains(raw, []byte(`"deliveries":["proxy","exec","value"]`)) {
+		t.Errorf("the list: %s", raw)
+	}
+	remote := identity.With(context.Background(), identity.Caller{Principal: identity.Principal{Type: identity.Agent, Name: "far", Proof: identity.Token, By: "uid:1"}, Transport: "http", Remote: true})
+	if _, raw, _ := call(t, remote, s, "lease_credential", `{"credential":"openai"}`); !bytes.Contains(raw, []byte(canary)) || bytes.Contains(raw, []byte("Next time")) {
+		t.Errorf("a way that is not open is recommended: %s", raw)
 	}
 }
 

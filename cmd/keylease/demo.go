@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 
@@ -127,7 +128,7 @@ func (d *demo) tell(ctx context.Context) error {
 		return err
 	}
 	defer d.agent.leave()
-	for _, act := range []func(context.Context) error{d.lend, d.limits, d.rotation, d.goodbye} {
+	for _, act := range []func(context.Context) error{d.unseen, d.lend, d.limits, d.rotation, d.goodbye} {
 		if err := act(ctx); err != nil {
 			return err
 		}
@@ -135,13 +136,40 @@ func (d *demo) tell(ctx context.Context) error {
 	return nil
 }
 
-func (d *demo) lend(ctx context.Context) error {
+// unseen has the agent run a command with the key, which it never sees.
+func (d *demo) unseen(ctx context.Context) error {
 	d.chapter("An agent starts keylease mcp and looks at what it may lease.")
 	if _, err := d.call("list_credentials", map[string]any{}); err != nil {
 		return err
 	}
-	d.chapter("It leases the key for a day. A day is too long, so it gets four hours.")
-	d.note("The value is in the answer, and so in the model's context: that is what delivery value means.")
+	d.chapter("A command can do the work, so it asks for delivery by exec: the command gets the key, and the agent does not.")
+	got, err := d.answer("lease_credential", map[string]any{"credential": demoName, "purpose": "count the models", "delivery": "exec"})
+	if err != nil {
+		return err
+	}
+	if err := d.run(ctx, got.Use.CommandPrefix, "echo \"the key is $"+got.Use.EnvNames[0]+"\""); err != nil {
+		return err
+	}
+	_, err = d.call("release_lease", map[string]any{"lease_id": got.LeaseID})
+	return err
+}
+
+// run is the agent's shell.
+func (d *demo) run(ctx context.Context, prefix []string, script string) error {
+	fmt.Fprintf(d.out, "  agent runs   keylease exec --lease … -- sh -c '%s'\n", script)
+	cmd := exec.CommandContext(ctx, d.start.Exe, append(prefix[1:], "sh", "-c", script)...)
+	cmd.Env, cmd.Stderr = append(d.start.Env, "PATH="+d.env("PATH")), d.err
+	out, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("running a command with the key: %w", err)
+	}
+	fmt.Fprintf(d.out, "  agent sees   %s\n", terminal(strings.TrimSpace(string(out))))
+	return nil
+}
+
+func (d *demo) lend(ctx context.Context) error {
+	d.chapter("Then it leases the key itself, for a day. A day is too long, so it gets four hours.")
+	d.note("The value is in the answer, and so in the model's context: that is what delivery value means. delivery: [exec] in the policy rules it out.")
 	if _, err := d.lease("24h", "summarise the test failures"); err != nil {
 		return err
 	}
@@ -216,28 +244,40 @@ func (d *demo) lease(howLong, purpose string) (id string, err error) {
 	return d.call("lease_credential", map[string]any{"credential": demoName, "ttl": howLong, "purpose": purpose})
 }
 
-// call is one tool call, shown as the agent sends and sees it. It returns the lease that the answer is about.
+// call is one tool call. It returns the lease that the answer is about.
 func (d *demo) call(tool string, args map[string]any) (leaseID string, err error) {
+	got, err := d.answer(tool, args)
+	return got.LeaseID, err
+}
+
+// toolAnswer is what the demo looks at in an answer.
+type toolAnswer struct {
+	LeaseID string `json:"lease_id"`
+	Use     struct {
+		CommandPrefix []string `json:"command_prefix"`
+		EnvNames      []string `json:"env_names"`
+	} `json:"use"`
+}
+
+// answer is one tool call, shown as the agent sends and sees it.
+func (d *demo) answer(tool string, args map[string]any) (got toolAnswer, err error) {
 	sent, err := json.Marshal(args)
 	if err != nil {
-		return "", err
+		return got, err
 	}
 	fmt.Fprintf(d.out, "  agent sends  %s %s\n", tool, sent)
 	answer, failed, err := d.agent.call(tool, args)
 	if err != nil {
-		return "", err
+		return got, err
 	}
 	fmt.Fprintf(d.out, "  agent sees   %s\n", terminal(string(answer)))
-	var got struct {
-		LeaseID string `json:"lease_id"`
-	}
 	if err := json.Unmarshal(answer, &got); err != nil {
-		return "", fmt.Errorf("reading the answer of %s: %w", tool, err)
+		return got, fmt.Errorf("reading the answer of %s: %w", tool, err)
 	}
 	if failed {
-		return "", fmt.Errorf("%s was refused", tool)
+		return got, fmt.Errorf("%s was refused", tool)
 	}
-	return got.LeaseID, nil
+	return got, nil
 }
 
 func (d *demo) chapter(text string)  { fmt.Fprintf(d.out, "\n%s\n", text) }

@@ -176,7 +176,7 @@ func (i initialised) tell(w io.Writer, s settings) {
 	fmt.Fprintf(w, "policy       %s\n", i.PolicyFile)
 	tellFingerprint(w, i.Fingerprint)
 	fmt.Fprintf(w, "next:\n")
-	fmt.Fprintf(w, "  %s put openai-dev%s\n", program(), s.reach())
+	fmt.Fprintf(w, "  %s put openai-dev --service openai%s\n", program(), s.reach())
 	if program() != installed {
 		fmt.Fprintln(w, "  go install ./cmd/keylease")
 	}

@@ -43,9 +43,10 @@ type Grant struct {
 	Capped       bool          // more was asked for
 	SessionBound bool          // ends a grace after its session does
 	Metadata     map[string]string
-	Plan         *use.Plan     // what the proxy does with it; nil: the credential has no upstream
-	Env          string        // the variable in which a command finds it
-	Handle       secret.Secret // of a lease by proxy, when it is granted and never again
+	Plan         *use.Plan         // what the proxy does with it; nil: the credential has no upstream
+	Env          string            // the variable in which a command finds it
+	Handle       secret.Secret     // of a lease by proxy, when it is granted and never again
+	Open         []policy.Delivery // when it is granted: the ways in which its holder could have got it, least exposing first
 }
 
 // Ended is how a lease stopped being one.

@@ -97,6 +97,7 @@ func (a *approval) info() ApprovalInfo {
 
 // admitted is what a request came to: a lease, or the question that a person has to answer first.
 type admitted struct {
+	open   []policy.Delivery // how its holder could have got it: see Grant.Open
 	lease  *lease
 	capped bool
 	asked  *approval

@@ -24,6 +24,10 @@ type ExecRequest struct {
 	Program    string // what will run, for the record
 	Opened     bool   // with LeaseID: the lease was opened for this command, before the daemon was restarted
 	ApprovalID string // of what an earlier NeedsApproval said has to be approved
+
+	// For a program that asks keylease for a key and is not started by it, as git and the AWS tools do.
+	Origin string // the program signs in there: the credential must be one for it, and without Credential is found by it
+	Keep   bool   // the program goes on with the value when keylease has answered: a lease that is opened for it lasts its time
 }
 
 // NeedsApproval is the error of a command that nobody has agreed to yet: it may be asked again with the question's id.
@@ -61,7 +65,10 @@ func (b *Broker) Exec(ctx context.Context, caller identity.Caller, r ExecRequest
 		b.drop(u)
 		return nil, err
 	}
-	return b.handOver(u, at)
+	if u, err = b.handOver(u, at); err == nil && r.Keep {
+		u.freshen(ctx)
+	}
+	return u, err
 }
 
 func (b *Broker) submitAndSettle(e store.Entry) error {
@@ -83,7 +90,11 @@ func (b *Broker) admitExec(ctx context.Context, caller identity.Caller, r *ExecR
 		return nil, sealedAt{}, err
 	}
 	if opens {
-		g, err := b.Lease(ctx, caller, Request{Credential: r.Credential, TTL: r.TTL, Purpose: r.Purpose, Delivery: policy.Exec, ApprovalID: r.ApprovalID})
+		holder := caller
+		if r.Keep {
+			holder.Session = "" // bound to none
+		}
+		g, err := b.Lease(ctx, holder, Request{Credential: r.Credential, TTL: r.TTL, Purpose: r.Purpose, Delivery: policy.Exec, ApprovalID: r.ApprovalID})
 		if err != nil {
 			return nil, sealedAt{}, err
 		}
@@ -93,7 +104,7 @@ func (b *Broker) admitExec(ctx context.Context, caller identity.Caller, r *ExecR
 		if g.Waiting != nil {
 			return nil, sealedAt{}, g.Waiting.refusal()
 		}
-		r.LeaseID, r.Opened = g.LeaseID, true
+		r.LeaseID, r.Opened = g.LeaseID, !r.Keep
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -105,9 +116,16 @@ func (b *Broker) admitExec(ctx context.Context, caller identity.Caller, r *ExecR
 	if err := cmp.Or(b.usable(l, now), b.hold(l, caller, now)); err != nil {
 		return nil, sealedAt{}, err
 	}
-	u := b.startUse(l, caller, map[string]string{"program": CleanText(r.Program, 100)}, now)
+	details := map[string]string{"program": CleanText(r.Program, 100)}
+	if r.Origin != "" {
+		details["origin"] = CleanText(r.Origin, 300)
+	}
+	u := b.startUse(l, caller, details, now)
 	notePeer(&u.entry, caller)
 	u.session, u.Argv = caller.Session, argv
+	if origin, err := use.ParseOrigin(r.Origin); err == nil {
+		u.User, _ = l.cred.signInAt(origin)
+	}
 	b.uses.opened(l.id, r.Opened)
 	u.Opened = b.uses.wasOpened(l.id)
 	return u, l.sealedAt(), nil
@@ -126,6 +144,9 @@ func (b *Broker) meant(caller identity.Caller, r *ExecRequest) (argv []string, o
 		if r.Credential, argv, err = b.command(caller, r.Command); err != nil {
 			return nil, false, err
 		}
+	}
+	if err := b.signsIn(caller, r); err != nil {
+		return nil, false, err
 	}
 	if r.LeaseID != "" {
 		return argv, false, nil

@@ -41,7 +41,7 @@ func (b *Broker) Lease(_ context.Context, caller identity.Caller, r Request) (Gr
 	in.lease.durable = true
 	b.poke()
 	g := grant(in.lease, in.lease.issued, in.capped)
-	g.Handle = handle
+	g.Handle, g.Open = handle, in.open
 	return g, nil
 }
 
@@ -116,7 +116,7 @@ func (b *Broker) admit(caller identity.Caller, r *Request, handle secret.Secret)
 	}
 	l := b.ix.leases[e.LeaseID]
 	w, err = b.stillHeld(l, w, now)
-	return admitted{lease: l, capped: d.Capped, written: w}, err
+	return admitted{lease: l, capped: d.Capped, open: deliverable(d, c, caller), written: w}, err
 }
 
 // begin is how every agent's verb starts: a principal, a store that records, its rate, the policy of now, and
@@ -182,8 +182,7 @@ func permitted(d policy.Decision, r Request, c *credential, caller identity.Call
 		return usual(open, c), nil
 	}
 	if !slices.Contains(open, r.Delivery) {
-		return "", refuse(DeliveryUnavailable, "this credential can't be delivered to you in that way",
-			fmt.Sprintf("Open to you here: %v. Leave delivery out to get the least exposing one, or ask the operator.", open))
+		return "", undeliverable(d, c, caller, open, r.Delivery)
 	}
 	return r.Delivery, nil
 }

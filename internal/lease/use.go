@@ -27,6 +27,7 @@ type Use struct {
 	Target use.Target    // proxy: where the request goes
 	Argv   []string      // exec: the command that the admin fixed; nil: any
 	Opened bool          // exec: the lease was opened for a command, and is released with the last one on it
+	User   string        // exec with an Origin: as whom one signs in there; "": nothing says
 
 	b       *Broker
 	entry   store.Entry // the lease.used of its begin
