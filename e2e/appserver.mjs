@@ -8,11 +8,14 @@ import { createInterface } from 'node:readline'
 const { HOME } = process.env
 
 // codex starts one with this configuration. asked(params) answers its mcpServer/elicitation/request; heard sees each
-// message of either direction. It returns call(tool, arguments), which resolves to an MCP CallToolResult, and end().
+// message of either direction. It returns call(tool, arguments), which resolves to an MCP CallToolResult, and two ways to
+// end it: end(), as an editor does, which takes it seconds, and drop(), which waits for nothing.
 export async function codex (config, features, { asked, heard = () => {} } = {}) {
-  mkdirSync(`${HOME}/.codex`, { recursive: true })
-  writeFileSync(`${HOME}/.codex/config.toml`, config)
-  const server = spawn('codex', ['app-server', '--strict-config', ...features, '--disable', 'plugins'], { stdio: ['pipe', 'pipe', 'inherit'] })
+  const folder = `${HOME}/.codex-${process.pid}` // others may run beside it
+  mkdirSync(folder, { recursive: true })
+  writeFileSync(`${folder}/config.toml`, config)
+  const server = spawn('codex', ['app-server', '--strict-config', ...features, '--disable', 'plugins'],
+    { stdio: ['pipe', 'pipe', 'inherit'], env: { ...process.env, CODEX_HOME: folder } })
   const ended = new Promise(resolve => server.once('exit', resolve))
   const waiting = new Map()
   const send = message => {
@@ -47,6 +50,7 @@ export async function codex (config, features, { asked, heard = () => {} } = {})
     async end () {
       server.stdin.end()
       assert.equal(await ended, 0)
-    }
+    },
+    drop: () => server.kill()
   }
 }

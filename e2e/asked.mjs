@@ -1,8 +1,8 @@
 // A person's yes, asked for through Codex: its app-server puts the form to us, as it does to its editors, and we are the
-// person. Usage: asked.mjs approve|deny|empty|wait stdio|http legacy|modern
+// person. Usage: asked.mjs approve|deny|decline|empty|wait stdio|http legacy|modern
 import assert from 'node:assert/strict'
 import { codex } from './appserver.mjs'
-import { hidden, keys, note, ok } from './borrow.mjs'
+import { hidden, keys, note, ok, sleep } from './borrow.mjs'
 import { main } from './lend.mjs'
 
 const { E2E_KEYLEASE: command, E2E_URL: url } = process.env
@@ -57,6 +57,7 @@ main(async () => {
       assert.equal(got.error.code, 'approval_denied')
       break
     case 'empty': // some clients accept a form that nobody has seen
+      console.log(JSON.stringify(got))
       assert.notEqual(got.status, 'granted')
       assert.equal(got.value, undefined)
       break
@@ -64,9 +65,10 @@ main(async () => {
       assert.equal(got.status, 'approval_required')
       assert.ok(took < 46_000, 'a tool call is held for too long')
       const { id } = got.approval
-      assert.equal((await call('lease_credential', { approval_id: id })).status, 'approval_required')
+      const resumed = call('lease_credential', { approval_id: id }) // waits as well
+      await sleep(300)
       await ok(command, ['approve', id])
-      const granted = await call('lease_credential', { approval_id: id })
+      const granted = await resumed
       assert.equal(granted.status, 'granted')
       assert.equal(granted.value, keys.asked)
       const again = await call('lease_credential', { approval_id: id })
@@ -74,7 +76,7 @@ main(async () => {
       await call('release_lease', { lease_id: granted.lease_id })
     }
   }
-  await server.end()
+  server.drop()
   const trail = (await ok(command, ['audit', '--json', '--credential', 'asked-e2e'])).out
   hidden(trail)
 })
