@@ -142,6 +142,7 @@ main(async () => {
   console.log(`searched ${count} files, ${bytes} bytes`)
   const planted = hits.filter(file => file.startsWith(`${home}/planted-`))
   assert.equal(planted.length, 3, `of the planted forms only ${planted} were found`)
+  for (const file of hits.filter(file => file.endsWith('.json'))) console.log(file, readFileSync(file, 'utf8').split(/(?<=\})/).filter(part => part.includes(canary)).slice(0, 5).join('\n'))
   assert.deepEqual(hits.filter(file => !planted.includes(file)), [], 'the canary is where it must not be')
 
   // Handles open a door as well: the far side and keylease's own files know none of them.

@@ -60,7 +60,7 @@ main(async () => {
   await shows(`printf 'user:%s' "$${variable}" | base64 -w0; echo`, /./)
 
   // What goes on and what does not.
-  await shows('env | grep ^KEYLEASE_ || echo none', /^none\n$/, { env: { KEYLEASE_AS: 'somebody', KEYLEASE_TOKEN: '' } })
+  await shows('env | grep ^KEYLEASE_ || echo none', /^none\n$/, { env: { KEYLEASE_AS: 'e2e-exec', KEYLEASE_LOG__LEVEL: 'debug' } })
   await shows('read line; echo "read: $line"', /^read: hello\n$/, { input: 'hello\n' })
   for (const [script, code] of [['exit 0', 0], ['exit 7', 7], ['kill -TERM $$', 143], ['kill -KILL $$', 137]]) {
     assert.equal((await sh(script)).code, code, script)

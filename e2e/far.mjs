@@ -43,7 +43,7 @@ function makeHome () {
   // Where the machine lets the far side have the names that services really have, a credential says the service's name alone.
   const at = service => process.env.E2E_PUBLIC ? { service } : { service, url: origins[service] }
   const catalogued = ['openai', 'anthropic', 'github', 'npm', 'stripe', 'gitlab', 'huggingface', 'slack']
-  const show = ['sh', '-c', `exec curl -sSf -H "X-House-Key: $HOUSE_KEY" ${origins.house}/echo`]
+  const show = ['/bin/sh', '-c', `exec curl -sSf -H "X-House-Key: $HOUSE_KEY" ${origins.house}/echo`]
   const credentials = [
     ...catalogued.map(name => credential(name, keys[name], { upstream: at(name) })),
     credential('house', keys.house, { upstream: { url: origins.house, header: 'X-House-Key: {value}', allow: ['GET,POST /echo', ...['echo/*', 'pieces', 'cookie', 'redirect', 'forever', 'reset', 'hang'].map(path => `GET /${path}`)] } }),

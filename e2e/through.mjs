@@ -138,7 +138,9 @@ const clients = {
       const gh = (...args) => ghAt(key, use, ...args)
       assert.equal(JSON.parse(await gh('api', 'user')).login, 'e2e-user')
       assert.equal(JSON.parse(await gh('api', 'repos/e2e/tiny')).full_name, 'e2e/tiny')
-      assert.match(await gh('api', 'graphql', '-f', 'query={viewer{login}}'), /e2e-user/)
+      const graphql = ['api', 'graphql', '-f', 'query={viewer{login}}'] // can do anything: kept apart unless an operator allows it
+      if (use) await assert.rejects(gh(...graphql), /403[^]*not_allowed|not_allowed[^]*403/)
+      else assert.match(await gh(...graphql), /e2e-user/)
     },
     once: (base, key, use) => ghAt(key, use, 'api', 'user')
   },
@@ -158,7 +160,21 @@ const clients = {
     once: (base, key, use) => npmAt(base, key, use, ['whoami'])
   }
 }
-for (const [service, method, path] of [['stripe', 'GET', '/v1/balance'], ['gitlab', 'GET', '/api/v4/user'], ['huggingface', 'GET', '/api/whoami-v2'], ['slack', 'POST', '/api/auth.test']]) {
+
+// calls are one of each service, which needs nothing but the key.
+const calls = {
+  openai: ['GET', '/v1/models'],
+  anthropic: ['GET', '/v1/models'],
+  house: ['GET', '/echo'],
+  github: ['GET', '/user'],
+  npm: ['GET', '/-/whoami'],
+  stripe: ['GET', '/v1/balance'],
+  gitlab: ['GET', '/api/v4/user'],
+  huggingface: ['GET', '/api/whoami-v2'],
+  slack: ['POST', '/api/auth.test']
+}
+for (const service of ['stripe', 'gitlab', 'huggingface', 'slack']) {
+  const [method, path] = calls[service]
   const once = async (base, key, use) => {
     const url = use ? new URL(path, base) : origins[service] + path
     const got = await ok('curl', ['-sS', '--cacert', `${far}/ca.pem`, '-w', '\n%{http_code}', '-X', method, '-H', `Authorization: Bearer ${key}`, String(url)], { direct: !use })
@@ -208,30 +224,35 @@ async function control (client, service) {
 // refusedAtOnce: the call that worked gets 403 from the moment that release has answered, and within 50 ms of it.
 const refused = /403|forbidden/i
 
+const figures = []
+
 async function ends (a, client, service, name) {
   for (let tries = 1; ; tries++) {
     const lease = await a.lease(client.credential, { delivery: 'proxy' })
     const { base_url: base, api_key: key } = lease.use
-    await client.once(base, key, useOf(lease)) // the way is open
+    await client.once(base, key, lease.use) // the way is open
     await a.release(lease)
     const released = Date.now()
-    await assert.rejects(client.once(base, key, useOf(lease)), refused)
+    await assert.rejects(client.once(base, key, lease.use), refused)
     const took = Date.now() - released
-    console.log(`${name}: 403 after ${took} ms`)
+    if (client.forever) figures.push(`its next call was refused ${took} ms after the release`)
     if (took <= 50 || !client.forever) break
     assert.ok(tries < 5, `never within 50 ms of the release: ${took} ms`)
   }
   // The clients that are programs take longer to start than that: what the proxy does is seen by itself.
   for (let tries = 1; ; tries++) {
     const lease = await a.lease(client.credential, { delivery: 'proxy' })
-    const probe = () => fetch(`${new URL(lease.use.base_url).origin}/l/${lease.use.api_key}/`, { method: 'GET' })
-    await probe().then(r => r.text())
+    const [method, path] = calls[service]
+    const probe = () => fetch(new URL(path, lease.use.base_url), { method, headers: { authorization: `Bearer ${lease.use.api_key}` } })
+    const before = await probe()
+    assert.equal(before.status, 200, await before.text())
     await a.release(lease)
     const released = Date.now()
     const answer = await probe()
     const took = Date.now() - released
     assert.equal(answer.status, 403)
     hidden(await answer.text())
+    figures.push(`a request was refused ${took} ms after the release`)
     if (took <= 50) break
     assert.ok(tries < 5, `never within 50 ms of the release: ${took} ms`)
   }
@@ -254,13 +275,12 @@ async function streamCut (a, client, service, end, args = {}) {
   const released = Date.now()
   const cut = await Promise.race([reading, sleep(5000)])
   assert.ok(cut, 'the stream goes on after the release')
-  console.log(`the stream ended ${cut - released} ms after the lease, after ${seen} events: ${ended ?? 'no error'}`)
+  console.log(`the stream ended with ${ended ?? 'no error'}`)
+  figures.push(`an open stream ended ${cut - released} ms after the ${args.ttl ? 'lease' : 'release'}`)
   assert.ok(cut - released <= 100, 'the stream was not cut at once')
   await sleep(100)
   assert.ok(verdicts(since).some(v => v.service === service && v.cut), 'the far side does not know that the stream is over')
 }
-
-const useOf = lease => ({ ...lease.use, socket: lease.use.socket ?? lease.use.env?.KEYLEASE_PROXY_SOCKET ?? process.env.E2E_PROXY_SOCKET })
 
 main(async () => {
   const [name, how] = process.argv.slice(2)
@@ -272,6 +292,7 @@ main(async () => {
   const a = await agent(`e2e-${name}`)
   if (how === 'expires') {
     await streamCut(a, client, service, lease => sleep(Date.parse(lease.expires_at) - Date.now()), { ttl: '2s' })
+    console.log(figures.join('; '))
     return
   }
   const since = Date.now()
@@ -280,11 +301,12 @@ main(async () => {
   const { base_url: base, api_key: key, env } = lease.use
   hidden(JSON.stringify(lease))
   for (const variable of client.env ?? []) assert.ok([base, key].includes(env[variable]), `use.env has no ${variable}`)
-  await client.work(base, key, useOf(lease))
+  await client.work(base, key, lease.use)
   onlyTrue(service, since)
-  await client.more?.(base, key, useOf(lease))
+  await client.more?.(base, key, lease.use)
   await ends(a, client, service, name)
   assert.equal((await a.release(lease)).status, 'released')
-  await assert.rejects(client.once(base, key, useOf(lease)), refused)
+  await assert.rejects(client.once(base, key, lease.use), refused)
   await a.close()
+  console.log(figures.join('; '))
 })

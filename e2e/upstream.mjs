@@ -27,7 +27,7 @@ const basic = (user, key) => 'Basic ' + Buffer.from(`${user}:${key}`).toString('
 // services say by which names each is called, and in which headers it takes its key.
 const services = {
   openai: { names: ['api.openai.com'], slot: bearer, answer: openai },
-  anthropic: { names: ['api.anthropic.com'], slot: key => ({ 'x-api-key': [key] }), answer: anthropic },
+  anthropic: { names: ['api.anthropic.com'], slot: key => ({ 'x-api-key': [key], ...bearer(key) }), answer: anthropic }, // its SDK has used the one and uses the other
   github: {
     names: ['api.github.com', 'github.com', 'uploads.github.com'],
     slot: key => ({ authorization: [...bearer(key).authorization, basic('x-access-token', key), basic('x-oauth-basic', key)] }),
