@@ -27,11 +27,11 @@ export function note (who, message) {
 }
 
 // agent is a client of keylease under a name of its own.
-export async function agent (name, env = {}) {
+export async function agent (name, { env = {}, noted = true } = {}) {
   const transport = new StdioClientTransport({ command, args: ['mcp', '--as', name], env: { HOME: home, PATH: path, ...env } })
   const client = new Client({ name, version: '1' })
   const send = transport.send.bind(transport)
-  transport.send = message => { note(name, message); return send(message) }
+  transport.send = message => { if (noted) note(name, message); return send(message) }
   await client.connect(transport)
   const receive = transport.onmessage
   transport.onmessage = (message, extra) => { note(name, message); receive(message, extra) }

@@ -1,6 +1,7 @@
 // The canary scan. Every key of this run has the canary in it. After everything was done, by all the other scripts and
-// here what should not be done, it is looked for in every form in every place: it may be with the far side, in its slot,
-// and in the environment of a command that was given it. Usage: canary.mjs LOG…, with the other places to search.
+// here what should not be done, it is looked for in every form in every place: it may be with the far side, in its
+// slot, and in the environment of a command that was given it.
+// Usage: canary.mjs misuse, canary.mjs administer, then canary.mjs scan LOG…, with the other places to search.
 import assert from 'node:assert/strict'
 import { appendFileSync, lstatSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs'
 import { agent, command, far, forms, home, keys, path, run, sleep } from './borrow.mjs'
@@ -11,18 +12,12 @@ const { E2E_URL: url, E2E_TOKEN: token } = process.env
 const canary = readFileSync(`${far}/canary`, 'utf8')
 const key = keys.openai
 
-// said keeps what keylease said, for the search.
-const said = `${home}/said`
-async function cli (args, options) {
-  const got = await run(command, args, options)
-  appendFileSync(said, `$ keylease ${args.join(' ')}\n${got.all}\n`)
-  return got
-}
+const said = `${home}/said` // what keylease said, for the search
 
 // misuse puts the key where none belongs. What the caller itself writes into a purpose or a path is kept as it is, so
 // it is not put there: an agent that never saw the key can't.
 async function misuse () {
-  const a = await agent('e2e-canary')
+  const a = await agent('e2e-canary', { noted: false }) // what we ourselves say holds keys
   const tries = [
     { credential: key }, { credential: 'value-e2e', ttl: key }, { credential: 'value-e2e', delivery: key }, { credential: 'value-e2e', [key]: 1 }, { lease_id: key },
     { approval_id: key }, { credential: [key] }, { credential: 'value-e2e', ttl: { [key]: key } }, { credential: key.repeat(100) }
@@ -51,27 +46,33 @@ async function misuse () {
     answers.push(await answer.text() + JSON.stringify([...answer.headers]))
     assert.ok(answer.status >= 400, `${answer.status} for ${at.replaceAll(key, '[the key]')}`)
   }
-  // Keys that are put, rotated and misspelt.
-  await cli(['put', 'put-e2e', '--type', 'api-key'], { input: keys.value + '\n' })
-  await cli(['rotate', 'put-e2e'], { input: keys.rotated + '\n' })
-  await cli(['put', 'put-bad', '--type', 'ssh-key'], { input: keys.value + '\n' })
-  await cli(['put', 'put-bad', '--type', 'database-url'], { input: `postgres://u:${keys.value}@[/x\n` })
-  const wrong = `${far}/wrong.yaml` // not ours: the operator's file holds keys
-  for (const text of [`credentials:\n  - {name: w, type: ssh-key, value: ${key}}\n`, `credentials:\n  - {name: w, type: api-key, valeu: ${key}}\n`, `credentials:\n  - {name: w, value: [${key}\n`,
-    `credentials:\n  - {name: w, type: api-key, value: "${key} "}\n`, `credentials: ${key}\n`, `- ${key}\n`]) {
-    writeFileSync(wrong, text)
-    const got = await cli(['seed', wrong])
-    assert.notEqual(got.code, 0, 'a faulty seed file was taken')
-  }
-  await cli(['show', 'put-e2e', '--json'])
-  await cli(['ls', '--json'])
-  await cli(['leases', '--json'])
   const value = await a.lease('value-e2e', { delivery: 'value' })
   assert.equal(value.value, keys.value)
   await a.release(value)
   await a.release(lease)
   appendFileSync(said, answers.join('\n') + '\n')
   await a.close()
+}
+
+// administer is what an operator does with keys, some of it wrong. No program that speaks MCP may stand behind it.
+async function administer () {
+  const wants = async (code, args, input) => {
+    const got = await run(command, args, { input })
+    appendFileSync(said, `$ keylease ${args.join(' ')}\n${got.all}\n`)
+    assert.equal(got.code === 0, code === 0, got.all)
+    return got
+  }
+  await wants(0, ['put', 'put-e2e', '--type', 'api-key'], keys.value + '\n')
+  await wants(0, ['rotate', 'put-e2e'], keys.rotated + '\n')
+  await wants(1, ['put', 'put-bad', '--type', 'ssh-key'], keys.value + '\n')
+  await wants(1, ['put', 'put-bad', '--type', 'database-url'], `postgres://u:${keys.value}@[/x\n`)
+  const wrong = `${far}/wrong.yaml` // not ours: the operator's file holds keys
+  for (const text of [`credentials:\n  - {name: w, type: ssh-key, value: ${key}}\n`, `credentials:\n  - {name: w, type: api-key, valeu: ${key}}\n`, `credentials:\n  - {name: w, value: [${key}\n`,
+    `credentials:\n  - {name: w, type: api-key, value: "${key} "}\n`, `credentials: ${key}\n`, `- ${key}\n`]) {
+    writeFileSync(wrong, text)
+    await wants(1, ['seed', wrong])
+  }
+  for (const view of [['show', 'put-e2e'], ['show', 'openai-e2e'], ['ls'], ['leases'], ['token', 'ls'], ['approvals']]) await wants(0, [...view, '--json'])
 }
 
 const wanted = [...new Set([...forms(canary), ...Object.values(keys).flatMap(forms)])].map(form => Buffer.from(form))
@@ -111,9 +112,7 @@ function processes () {
   })
 }
 
-main(async () => {
-  await misuse()
-
+async function scan (logs) {
   // A command that has its key, while we look.
   const child = spawn(command, ['exec', '--as', 'e2e-canary', '--credential', 'exec-e2e', '--', 'sh', '-c', 'echo up; exec sleep 30'], { cwd: home, env: { HOME: home, PATH: path }, stdio: ['ignore', 'pipe', 'inherit'] })
   await new Promise((resolve, reject) => { child.stdout.once('data', resolve); child.once('exit', () => reject(new Error('the command did not start'))) })
@@ -137,17 +136,16 @@ main(async () => {
 
   // The search finds what is there to be found.
   for (const [i, form] of [keys.github, `x${keys.npm}`, `xx${keys.slack}`].entries()) writeFileSync(`${home}/planted-${i}`, i === 0 ? Buffer.from(form).toString('hex') : Buffer.from(form).toString('base64'))
-  const places = [home, ...process.argv.slice(2), `${far}/received.jsonl`, `${far}/verdicts.jsonl`, ...readdirSync('/tmp').filter(name => name.startsWith('keylease')).map(name => `/tmp/${name}`)]
+  const places = [home, ...logs, `${far}/received.jsonl`, `${far}/verdicts.jsonl`, ...readdirSync('/tmp').filter(name => name.startsWith('keylease')).map(name => `/tmp/${name}`)]
   const { hits, count, bytes } = search(places)
   console.log(`searched ${count} files, ${bytes} bytes`)
   const planted = hits.filter(file => file.startsWith(`${home}/planted-`))
   assert.equal(planted.length, 3, `of the planted forms only ${planted} were found`)
-  for (const file of hits.filter(file => file.endsWith('.json'))) console.log(file, readFileSync(file, 'utf8').split(/(?<=\})/).filter(part => part.includes(canary)).slice(0, 5).join('\n'))
   assert.deepEqual(hits.filter(file => !planted.includes(file)), [], 'the canary is where it must not be')
 
   // Handles open a door as well: the far side and keylease's own files know none of them.
   const handles = readFileSync(`${home}/handles`, 'utf8').split('\n').filter(Boolean)
-  const own = [`${home}/.local/share/keylease`, `${home}/.config/keylease`, `${home}/trail.json`, `${home}/metrics`, ...process.argv.slice(2), `${far}/received.jsonl`]
+  const own = [`${home}/.local/share/keylease`, `${home}/.config/keylease`, `${home}/trail.json`, `${home}/metrics`, ...logs, `${far}/received.jsonl`]
   for (const place of own) {
     for (const file of files(place)) {
       const text = readFileSync(file)
@@ -157,4 +155,7 @@ main(async () => {
   assert.ok(handles.length > 5, 'no handles were noted')
   assert.ok(readFileSync(`${far}/received.jsonl`, 'utf8').includes('[the key]'), 'no request was seen with its key')
   console.log(`${handles.length} handles`)
-})
+}
+
+const [what, ...logs] = process.argv.slice(2)
+main(() => ({ misuse, administer, scan })[what](logs))

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { existsSync, writeFileSync } from 'node:fs'
-import { agent, command, hidden, home, keys, ok, onlyTrue, origins, path, run, sleep } from './borrow.mjs'
+import { agent, command, hidden, home, keys, onlyTrue, origins, path, run, sleep } from './borrow.mjs'
 import { main } from './lend.mjs'
 
 const key = keys.house
@@ -94,8 +94,8 @@ main(async () => {
   const fixed = await other('run', '--as', 'e2e-exec-2', 'whoami-at-the-house')
   hidden(fixed.all)
   assert.match(fixed.out, /x-house-key/, fixed.all)
-  await until('nothing is lent to who ran these', async () =>
-    JSON.parse((await ok(command, ['leases', '--json'])).out).leases.every(l => l.identity.name !== 'e2e-exec-2'))
+  await until('nothing is lent for these any more', async () =>
+    (await a.call('list_credentials', { match: 'exec-e2e' })).credentials[0].leases_in_use === 1) // our own
 
   // The lease ends: so does the command, and says why.
   const long = begin([...prefix, 'sh', '-c', 'trap "echo told; exit 9" TERM; echo up; while :; do sleep 0.05; done'])
