@@ -97,7 +97,11 @@ function search (places) {
       const text = readFileSync(file)
       count++
       bytes += text.length
-      if (found(text)) hits.push(file)
+      if (!found(text)) continue
+      hits.push(file)
+      const form = wanted.find(form => text.includes(form))
+      const at = text.indexOf(form)
+      if (!file.includes('/planted-')) console.log(`${file}: ${text.toString('latin1', Math.max(0, at - 200), at)}[HERE]${text.toString('latin1', at + form.length, at + form.length + 100)}`)
     }
   }
   return { hits, count, bytes }
