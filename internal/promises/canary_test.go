@@ -289,8 +289,10 @@ func (s *scan) search(more map[string][]byte) {
 		s.t.Errorf("only %d files were searched", files)
 	}
 	for where, text := range more {
-		if hasCanary(text) {
-			s.t.Errorf("a key is in %s", where)
+		for _, form := range canaryForms() {
+			if at := bytes.Index(text, form); at >= 0 {
+				s.t.Errorf("a key is in %s: …%s[here]", where, text[max(0, at-300):at])
+			}
 		}
 	}
 }
