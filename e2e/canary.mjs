@@ -26,6 +26,7 @@ async function misuse () {
   const attempt = async (tool, args) => {
     const { refused, error } = await a.call(tool, args).catch(err => ({ refused: true, error: { message: String(err), code: 'protocol' } }))
     assert.ok(refused, `${tool} ${Object.keys(args)} was not refused`)
+    assert.notEqual(error.code, 'protocol', error.message) // the client reads a refusal, and does not choke on it
     answers.push(JSON.stringify(error))
   }
   for (const args of tries) await attempt('lease_credential', args)
