@@ -119,14 +119,14 @@ function processes () {
 
 async function scan (logs) {
   // A command that has its key, while we look.
-  const child = spawn(command, ['exec', '--as', 'e2e-canary', '--credential', 'exec-e2e', '--', 'sh', '-c', 'echo up; exec sleep 30'], { cwd: home, env: { HOME: home, PATH: path }, stdio: ['ignore', 'pipe', 'inherit'] })
-  await new Promise((resolve, reject) => { child.stdout.once('data', resolve); child.once('exit', () => reject(new Error('the command did not start'))) })
+  const child = spawn(command, ['exec', '--as', 'e2e-canary', '--credential', 'exec-e2e', '--', 'sh', '-c', 'echo $$; exec sleep 30'], { cwd: home, env: { HOME: home, PATH: path }, stdio: ['ignore', 'pipe', 'inherit'] })
+  const pid = await new Promise((resolve, reject) => { child.stdout.once('data', resolve); child.once('exit', () => reject(new Error('the command did not start'))) })
   const all = processes()
   const holders = all.filter(p => p.read.some(text => found(text)))
   const ours = all.filter(p => p.exe.startsWith(command))
   assert.ok(ours.length >= 2, 'the daemon and the command\'s parent were not found')
   console.log(`${all.length} processes, ${ours.length} of them keylease`)
-  assert.deepEqual(holders.map(p => p.exe.replace(/.*\//, '')), ['sleep'], 'the command alone has the key in its environment')
+  assert.deepEqual(holders.map(p => p.pid), [String(pid).trim()], 'the command alone has the key in its environment')
   child.kill('SIGTERM')
   await new Promise(resolve => child.once('exit', resolve))
 

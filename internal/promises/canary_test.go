@@ -3,7 +3,9 @@
 package promises
 
 import (
+	"bufio"
 	"bytes"
+	"crypto/rand"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -22,14 +24,11 @@ import (
 	"time"
 )
 
-// canary is in every key of the scan, so that it finds them whole and in part.
-const canary = "FakeCanary7c1e0b5d93a24f68"
+// canary is in every key of the scan, so that it finds them whole and in part. It is this run's own: others look at the
+// same processes.
+var canary = "FakeCanary" + hex.EncodeToString([]byte(rand.Text())[:8])
 
-const (
-	canaryKey   = "sk-proj-" + canary + "-one"
-	canaryNext  = "sk-proj-" + canary + "-two"
-	canaryValue = "value-" + canary
-)
+var canaryKey, canaryNext, canaryValue = "sk-proj-" + canary + "-one", "sk-proj-" + canary + "-two", "value-" + canary
 
 // canaryForms are the canary as it is, in hex, and in base64 at its three phases in both alphabets, without the
 // characters that depend on what stands beside it.
@@ -204,24 +203,25 @@ func (s *scan) executed(a *agent) {
 	script := `echo "$RUN_KEY"; printf x%s "$RUN_KEY" | base64 -w0; printf %s "$RUN_KEY" | od -An -v -tx1 | tr -d ' \n'; env >&2`
 	s.cliSays(0, "", "exec", "--as", "canary", "--lease", got.lease(), "--", "sh", "-c", script)
 
-	cmd := exec.Command(s.bin, "exec", "--as", "canary", "--lease", got.lease(), "--", "sh", "-c", "echo up; exec sleep 60")
+	cmd := exec.Command(s.bin, "exec", "--as", "canary", "--lease", got.lease(), "--", "sh", "-c", "echo $$; exec sleep 60")
 	cmd.Env, cmd.Dir = s.env(), s.home
 	out, err := cmd.StdoutPipe()
 	s.must(err)
 	s.must(cmd.Start())
 	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
-	if _, err := io.ReadFull(out, make([]byte, len("up\n"))); err != nil {
+	pid, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
 		s.t.Fatalf("the command did not start: %v", err)
 	}
-	if holders := s.holders(); !slices.Equal(holders, []string{"sleep"}) {
-		s.t.Errorf("these processes have the key in their environment or arguments: %v", holders)
+	if holders := s.holders(); !slices.Equal(holders, []string{strings.TrimSpace(pid)}) {
+		s.t.Errorf("these processes have the key in their environment or arguments: %v; the command is %s", holders, pid)
 	}
 	s.ask(a, "release_lease", args{"lease_id": got.lease()})
 	_, _ = io.Copy(io.Discard, out)
 }
 
-// holders are the programs, this test's own process apart, that show the canary to who looks at them from outside.
-func (s *scan) holders() (names []string) {
+// holders are the processes that show the canary to who looks at them from outside.
+func (s *scan) holders() (pids []string) {
 	all, _ := filepath.Glob("/proc/[0-9]*")
 	ours := 0
 	for _, dir := range all {
@@ -231,14 +231,13 @@ func (s *scan) holders() (names []string) {
 			ours++
 		}
 		if hasCanary(environ) || hasCanary(argv) {
-			name, _ := os.ReadFile(filepath.Join(dir, "comm"))
-			names = append(names, strings.TrimSpace(string(name)))
+			pids = append(pids, filepath.Base(dir))
 		}
 	}
 	if ours < 3 {
 		s.t.Errorf("of daemon, relay and command only %d were found", ours)
 	}
-	return names
+	return pids
 }
 
 // misused puts keys where none belong; the answers repeat none of them. (What a holder writes into a purpose or a path is
