@@ -48,6 +48,7 @@ function makeHome () {
     ...catalogued.map(name => credential(name, keys[name], { upstream: at(name) })),
     credential('house', keys.house, { upstream: { url: origins.house, header: 'X-House-Key: {value}', allow: ['GET,POST /echo', ...['echo/*', 'pieces', 'cookie', 'redirect', 'forever', 'reset', 'hang'].map(path => `GET /${path}`)] } }),
     credential('exec', keys.house, { expose: { env: 'HOUSE_KEY', commands: { 'whoami-at-the-house': show } } }),
+    credential('git', keys.github, { expose: { env: 'GH_TOKEN' }, metadata: { environment: 'development', service: 'github' } }),
     credential('value', keys.value),
     credential('asked', keys.asked),
     credential('aws', keys.aws, { expose: { env: 'AWS_SECRET_ACCESS_KEY' }, metadata: { environment: 'development', accessKeyId: 'FAKE-E2E-KEY-ID' } })

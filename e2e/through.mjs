@@ -122,13 +122,15 @@ const clients = {
     credential: 'github-e2e',
     base: origins.github.replace('api.', ''),
     async work (base, key, use) {
-      const origin = new URL(base).origin
-      const config = ['-c', `url.${origin.replace('://', `://x-access-token:${key}@`)}/.insteadOf=https://github.com/`]
-      await works(config, use)
+      for (const at of ways(base, key, use)) await works(insteadOf(at), use)
     },
     async once (base, key, use) {
-      const origin = new URL(base).origin
-      await git(['-c', `url.${origin.replace('://', `://x-access-token:${key}@`)}/.insteadOf=https://github.com/`, 'ls-remote', 'https://github.com/e2e/tiny'], use)
+      let failed // the same, whichever way
+      for (const at of ways(base, key, use)) {
+        const done = await git([...insteadOf(at), 'ls-remote', 'https://github.com/e2e/tiny'], use).catch(err => { failed = err; return '' })
+        assert.ok(!failed || !done, 'one way is refused, and another is not')
+      }
+      if (failed) throw failed
     }
   },
   gh: {
@@ -186,6 +188,15 @@ for (const service of ['stripe', 'gitlab', 'huggingface', 'slack']) {
 async function curl (base, path, use, header, ...args) {
   return (await ok('curl', ['-sSf', '-H', header, ...args, base + path], { direct: !use })).out
 }
+
+// ways are where git finds the key's place: the password in an address, which it sends when it is asked; with a handle
+// also the beginning of the path.
+function ways (base, key, use) {
+  const { origin } = new URL(base)
+  return [origin.replace('://', `://x-access-token:${key}@`), ...use ? [`${origin}/l/${key}`] : []]
+}
+
+const insteadOf = at => ['-c', `url.${at}/.insteadOf=https://github.com/`]
 
 async function git (args, use, cwd) {
   return (await ok('git', args, { cwd, direct: !use, env: { GIT_TERMINAL_PROMPT: '0', GIT_CONFIG_NOSYSTEM: '1', ...use ? {} : { GIT_SSL_CAINFO: `${far}/ca.pem` } } })).out
