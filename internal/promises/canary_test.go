@@ -63,8 +63,8 @@ func TestTheScanSeesEveryForm(t *testing.T) {
 	}
 }
 
-// upstream is a service that takes the true key alone, in its slot. It repeats what it was sent, the key included.
-type upstream struct {
+// farSide is a service that takes the true key alone, in its slot. It repeats what it was sent, the key included.
+type farSide struct {
 	*httptest.Server
 	mu       sync.Mutex
 	key      string
@@ -72,14 +72,14 @@ type upstream struct {
 	received []byte // all else that it was sent
 }
 
-func newUpstream(t *testing.T) *upstream {
-	u := &upstream{key: canaryKey}
+func newFarSide(t *testing.T) *farSide {
+	u := &farSide{key: canaryKey}
 	u.Server = httptest.NewServer(http.HandlerFunc(u.serve))
 	t.Cleanup(u.Close)
 	return u
 }
 
-func (u *upstream) serve(w http.ResponseWriter, r *http.Request) {
+func (u *farSide) serve(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -142,7 +142,7 @@ func (s *scan) get(url string, want int, headers ...string) {
 // every file, answer, log line, Entry and process: they are at the upstream, in its slot, and in the environment of the
 // command that was given them; the value of a value lease is in its one field.
 func TestD1TheCanaryIsNowhere(t *testing.T) {
-	far := newUpstream(t)
+	far := newFarSide(t)
 	s := &scan{world: newWorld(t)}
 	s.configure("log: {level: debug}\n")
 	s.policy(openPolicy)
