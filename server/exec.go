@@ -187,7 +187,7 @@ func (q *ExecRequest) plain() bool {
 			named++
 		}
 	}
-	return named == 1 && (q.TTL == 0 || q.TTL >= time.Second)
+	return (named == 1 || named == 0 && q.Origin != "") && (q.TTL == 0 || q.TTL >= time.Second)
 }
 
 // begins reads what the command wants.

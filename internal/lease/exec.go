@@ -73,6 +73,7 @@ func (b *Broker) Exec(ctx context.Context, caller identity.Caller, r ExecRequest
 
 func (b *Broker) submitAndSettle(e store.Entry) error {
 	b.mu.Lock()
+	e.Time = b.now()
 	w, err := b.submit(store.Change{Entry: e}, nil)
 	b.mu.Unlock()
 	if err == nil {

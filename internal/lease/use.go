@@ -115,19 +115,22 @@ func (u *Use) End(o Outcome) {
 		if u.told.Load() {
 			details["phase"] = "ended"
 		}
-		u.record(details)
-		if u.session != "" {
+		e := u.with(details)
+		if u.session == "" || u.b.submitAndSettle(e) != nil {
+			u.b.recordUse(e)
+		}
+		if u.session != "" { // what was told is told in order: then the lease
 			u.b.ran(u, last)
 		}
 	})
 }
 
-// record writes a lease.used about u.
-func (u *Use) record(more map[string]string) {
+// with is a lease.used about u that says more.
+func (u *Use) with(more map[string]string) store.Entry {
 	e := u.entry
 	e.Details = maps.Clone(e.Details)
 	maps.Copy(e.Details, more)
-	u.b.recordUse(e)
+	return e
 }
 
 // startUse makes a Use of l, which its end will cut off. Caller holds mu.
@@ -160,7 +163,7 @@ func (b *Broker) handOver(u *Use, at sealedAt) (*Use, error) {
 	if !u.told.Load() {
 		u.long = time.AfterFunc(longUse, func() {
 			u.told.Store(true)
-			u.record(map[string]string{"phase": "begun"})
+			u.b.recordUse(u.with(map[string]string{"phase": "begun"}))
 		})
 	}
 	return u, nil
