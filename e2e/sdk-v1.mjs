@@ -23,6 +23,8 @@ main(async () => {
   await client.connect(transport)
   assert.equal(negotiated, '2025-11-25')
   await client.listTools() // the client checks answers against the output schemas it has seen
+  const no = await client.callTool({ name: 'lease_credential', arguments: { credential: 'no-such-credential' } })
+  assert.equal(no.structuredContent.error.code, 'not_available') // it holds a refusal too against the output schema
   await lend((name, args) => client.callTool({ name, arguments: args }), `e2e ts-sdk-v1 ${kind}`)
   if (kind === 'http') await transport.terminateSession()
   await client.close()

@@ -34,10 +34,9 @@ type Options struct {
 	Broker *lease.Broker
 	// MCP is served in the place of the three tools, behind the same doors: the conformance suite wants tools of its
 	// own. nil: the three tools.
-	MCP *mcpserver.MCPServer
-	// Proxy and Command are for the tools: see tools.Options.
-	Proxy   func(context.Context) (origin string, err error)
-	Command []string
+	MCP     *mcpserver.MCPServer
+	Proxy   ProxyOptions
+	Command []string // for the tools: see tools.Options
 
 	Log            zerolog.Logger
 	Version        string
@@ -64,6 +63,7 @@ type Options struct {
 // Listening is where a daemon can be reached.
 type Listening struct {
 	Socket string `json:"socket"`
+	Proxy  string `json:"proxy,omitempty"` // the proxy's socket; its port is opened with the first lease
 	Admin  string `json:"admin,omitempty"` // the admin's socket, where that is another
 	HTTP   string `json:"http,omitempty"`  // host:port, the host as it was asked for
 	TLS    bool   `json:"tls,omitempty"`   // HTTP is https
@@ -83,6 +83,7 @@ type backend struct {
 	exec     func(context.Context, identity.Caller, lease.ExecRequest) (*lease.Use, error)
 	await    func(ctx context.Context, caller identity.Caller, approval string) // until that question was answered
 	web      *httpHandler                                                       // nil: no HTTP
+	proxy    *proxy                                                             // nil: none
 	activity func() lease.Activity
 	started  func(context.Context, Listening) error
 	run      func(context.Context) error
@@ -132,11 +133,13 @@ func Serve(ctx context.Context, o Options) error {
 }
 
 func (d *daemon) backendOf(b *lease.Broker, closeAll func() error) backend {
+	px := newProxy(proxySetup{ProxyOptions: d.Proxy, Broker: b, Log: d.Log, Limits: d.Limits, System: d.System, Data: d.Paths.Data, Called: d.touch, Now: d.Now})
 	mcp := d.MCP
 	if mcp == nil {
-		mcp = tools.NewServer(tools.Options{Broker: b, Log: d.Log, Version: d.Version, Proxy: d.Proxy, Command: d.Command})
+		mcp = tools.NewServer(tools.Options{Broker: b, Log: d.Log, Version: d.Version, Proxy: px.Origin, ProxySocket: d.listening.Proxy, Command: d.Command})
 	}
 	return backend{
+		proxy: px,
 		local: local{mcp: mcp, attach: b.Attach, detach: b.Detach, lapse: b.Lapse,
 			authenticate: b.Authenticate, log: d.Log, called: d.touch},
 		admin: newAdminHandler(adminOptions{Broker: b, Log: d.Log, Version: d.Version, Peers: d.peers, Auto: d.Auto,
@@ -214,7 +217,7 @@ func newDaemon(o Options) *daemon {
 	exe, _ := os.Executable() // unknown: no process counts as keylease, which refuses more
 	d := &daemon{Options: o, peers: newMCPPeers(lookProcess, exe), stop: make(chan string, 1),
 		adminIn: make(chan net.Conn), over: make(chan struct{}), conns: map[interface{ stop(string) }]struct{}{}, greeting: map[net.Conn]func(){}}
-	d.listening.Socket = o.Paths.SocketPath()
+	d.listening.Socket, d.listening.Proxy = o.Paths.SocketPath(), o.Paths.ProxySocketPath()
 	if o.System != nil {
 		d.listening.Admin = o.System.AdminSocket
 	}
@@ -237,6 +240,12 @@ func (d *daemon) run(ctx context.Context, doors []door, web net.Listener) error 
 	if err := d.started(ctx, d.listening); err != nil {
 		return fmt.Errorf("recording the start: %w", err)
 	}
+	if d.proxy != nil {
+		defer d.proxy.closed()
+		if err := d.proxy.start(ctx, d.Options); err != nil {
+			return err
+		}
+	}
 	bg, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var background sync.WaitGroup
 	defer background.Wait()
@@ -257,6 +266,9 @@ func (d *daemon) run(ctx context.Context, doors []door, web net.Listener) error 
 		s := newHTTPServer(d.web)
 		servers = append(servers, s)
 		background.Go(func() { _ = s.Serve(d.tls.over(web)) })
+	}
+	if d.proxy != nil {
+		servers = append(servers, d.proxy.http)
 	}
 	background.Go(func() {
 		if err := d.backend.run(bg); err != nil && bg.Err() == nil {

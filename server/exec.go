@@ -84,14 +84,13 @@ type execTold struct {
 
 // execConn is one command's connection.
 type execConn struct {
-	conn    net.Conn
-	r       *bufio.Reader
-	caller  identity.Caller
-	program string
-	now     func() time.Time
-	said    chan execSaid // closed when the command says no more
-	goes    chan struct{} // the daemon stops
-	aside   chan struct{} // others need the room
+	conn   net.Conn
+	r      *bufio.Reader
+	caller identity.Caller
+	now    func() time.Time
+	said   chan execSaid // closed when the command says no more
+	goes   chan struct{} // the daemon stops
+	aside  chan struct{} // others need the room
 }
 
 // stop is for a daemon that goes: the command goes on and finds the next one.
@@ -118,7 +117,10 @@ func (d *daemon) serveExec(conn net.Conn, r *bufio.Reader, h hello, peer *localP
 	d.answer(conn, !known)
 	q, err := c.begins()
 	if err != nil {
-		d.Log.Debug().Err(err).Msg("a command's connection ended before it said what it wants")
+		d.Log.Debug().Err(err).Msg("a command did not say what it wants")
+		if errors.Is(err, errNoBegin) || errors.Is(err, errLineTooLong) {
+			c.refuse(&lease.Refusal{Code: lease.InvalidArgument, Message: err.Error(), Hint: "Use keylease exec of the daemon's own version."})
+		}
 		return
 	}
 	d.touch()
@@ -175,6 +177,19 @@ func (d *daemon) knows(c *execConn, h hello, peer *localPeer) bool {
 	return err == nil
 }
 
+var errNoBegin = errors.New("this is not the begin of a command")
+
+// plain reports whether q names one thing to run with, for a time that there is.
+func (q *ExecRequest) plain() bool {
+	named := 0
+	for _, name := range []string{q.LeaseID, q.Credential, q.Command} {
+		if name != "" {
+			named++
+		}
+	}
+	return (named == 1 || named == 0 && q.Origin != "") && (q.TTL == 0 || q.TTL >= time.Second)
+}
+
 // begins reads what the command wants.
 func (c *execConn) begins() (*ExecRequest, error) {
 	_ = c.conn.SetReadDeadline(time.Now().Add(helloTime))
@@ -183,8 +198,8 @@ func (c *execConn) begins() (*ExecRequest, error) {
 		return nil, err
 	}
 	var said execSaid
-	if strictJSON(line) != nil || json.Unmarshal(line, &said) != nil || said.Begin == nil {
-		return nil, errors.New("the line is not a begin")
+	if strictJSON(line) != nil || json.Unmarshal(line, &said) != nil || said.Begin == nil || !said.Begin.plain() {
+		return nil, errNoBegin
 	}
 	return said.Begin, c.conn.SetReadDeadline(time.Time{})
 }

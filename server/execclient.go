@@ -63,11 +63,11 @@ func BeginExec(ctx context.Context, o ExecOptions, q ExecRequest) (*Exec, error)
 	e := &Exec{o: o, program: q.Program, ended: make(chan string, 1), over: make(chan struct{})}
 	e.until = time.Now().Add(againTime)
 	for {
-		conn, err := e.ask(ctx, q, true)
+		lines, err := e.ask(ctx, q, true)
 		if err == nil {
-			e.conn = conn
+			e.conn = lines.conn
 			e.ctx, e.cancel = context.WithCancel(context.Background())
-			go e.follow(newExecLines(conn))
+			go e.follow(lines)
 			return e, nil
 		}
 		if !gone(err) || time.Now().After(e.until) || ctx.Err() != nil {
@@ -77,20 +77,24 @@ func BeginExec(ctx context.Context, o ExecOptions, q ExecRequest) (*Exec, error)
 	}
 }
 
-// ask says one begin and returns the connection on which it was granted. keep: what was granted is taken.
-func (e *Exec) ask(ctx context.Context, q ExecRequest, keep bool) (net.Conn, error) {
+// ask says one begin and returns what follows the grant. keep: what was granted is taken.
+func (e *Exec) ask(ctx context.Context, q ExecRequest, keep bool) (*execLines, error) {
 	conn, err := Dial(ctx, e.o.Dial)
 	if err != nil {
 		return nil, err
 	}
-	if err := e.askOn(conn, q, keep); err != nil {
+	lines := &execLines{conn: conn}
+	err = e.askOn(lines, q, keep)
+	lines.wipe()
+	if err != nil {
 		_ = conn.Close()
 		return nil, err
 	}
-	return conn, nil
+	return lines, nil
 }
 
-func (e *Exec) askOn(conn net.Conn, q ExecRequest, keep bool) error {
+func (e *Exec) askOn(lines *execLines, q ExecRequest, keep bool) error {
+	conn := lines.conn
 	h := hello{Kind: kindExec, Version: e.o.Dial.Version, Token: e.o.Token, As: e.o.As}
 	if _, err := sayHello(conn, bufio.NewReaderSize(conn, 16), h); err != nil { // nothing follows until we ask
 		return err
@@ -99,8 +103,6 @@ func (e *Exec) askOn(conn net.Conn, q ExecRequest, keep bool) error {
 		return fmt.Errorf("asking the daemon: %w", err)
 	}
 	_ = conn.SetReadDeadline(time.Now().Add(startTime))
-	lines := newExecLines(conn)
-	defer lines.wipe()
 	line, err := lines.next()
 	if approval := waitsFor(line); err == nil && approval != nil {
 		e.until = approval.ExpiresAt
@@ -206,29 +208,27 @@ func (e *Exec) follow(lines *execLines) {
 		if e.ctx.Err() != nil {
 			return
 		}
-		conn, err := e.resume()
-		if err != nil {
+		if lines, err = e.resume(); err != nil {
 			if e.ctx.Err() == nil {
 				e.ended <- err.Error()
 			}
 			return
 		}
 		e.mu.Lock()
-		e.conn = conn
+		e.conn = lines.conn
 		e.mu.Unlock()
-		lines = newExecLines(conn)
 	}
 }
 
 // resume comes back to the lease at the next daemon.
-func (e *Exec) resume() (net.Conn, error) {
+func (e *Exec) resume() (*execLines, error) {
 	ctx, cancel := context.WithTimeout(e.ctx, resumeTime)
 	defer cancel()
 	q := ExecRequest{LeaseID: e.LeaseID, Program: e.program, Opened: e.Opened}
 	for pause := 20 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		conn, err := e.ask(ctx, q, false)
+		lines, err := e.ask(ctx, q, false)
 		if err == nil {
-			return conn, nil
+			return lines, nil
 		}
 		if r := lease.AsRefusal(err); r != nil && r.Code != lease.Unavailable && r.Code != lease.RateLimited {
 			return nil, errors.New("keylease was restarted and the lease does not go on: " + r.Message)
@@ -255,8 +255,6 @@ type execLines struct {
 // maxGrant is longer than any line of the daemon's: a value, in base64, and an argv.
 const maxGrant = 256 << 10
 
-func newExecLines(conn net.Conn) *execLines { return &execLines{conn: conn} }
-
 // next returns the next line, which is good until the next call.
 func (l *execLines) next() ([]byte, error) {
 	l.buf, l.used = append(l.buf[:0], l.buf[l.used:]...), 0
@@ -282,4 +280,5 @@ func (l *execLines) next() ([]byte, error) {
 	}
 }
 
-func (l *execLines) wipe() { clear(l.buf[:cap(l.buf)]) }
+// wipe overwrites the line that next returned last.
+func (l *execLines) wipe() { clear(l.buf[:l.used]) }

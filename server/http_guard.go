@@ -101,7 +101,7 @@ func (h *httpHandler) admissible(r *http.Request) *fault {
 	switch {
 	case !h.hostAllowed(r.Host):
 		return forbidden("this Host is not served here", "Use a loopback address, or have the operator allow the host name.")
-	case !h.originAllowed(r):
+	case !originAllowed(r, h.AllowedOrigins):
 		return forbidden("this Origin may not call keylease", "Call from a program and not from a web page, or have the operator allow the origin.")
 	case len(r.Header["Content-Encoding"]) > 0:
 		return badRequest(415, "encoded bodies are not taken", "Send the body as it is, without Content-Encoding.")
@@ -130,16 +130,20 @@ func (h *httpHandler) admissible(r *http.Request) *fault {
 }
 
 func (h *httpHandler) hostAllowed(host string) bool {
-	name := host
-	if n, _, err := net.SplitHostPort(host); err == nil {
-		name = n
-	}
-	name = strings.Trim(name, "[]")
+	name := hostname(host)
 	if isLoopbackName(name) {
 		return true
 	}
 	same := func(allowed string) bool { return strings.EqualFold(allowed, name) || strings.EqualFold(allowed, host) }
 	return slices.ContainsFunc(h.AllowedHosts, same)
+}
+
+// hostname is a Host without its port.
+func hostname(host string) string {
+	if n, _, err := net.SplitHostPort(host); err == nil {
+		host = n
+	}
+	return strings.Trim(host, "[]")
 }
 
 func isLoopbackName(name string) bool {
@@ -152,12 +156,12 @@ func isLoopbackName(name string) bool {
 
 // originAllowed believes what browsers say of themselves: programs send neither header. A page of this very server
 // is allowed (we serve none), a page from another port of this machine is not.
-func (h *httpHandler) originAllowed(r *http.Request) bool {
+func originAllowed(r *http.Request, others []string) bool {
 	origins := r.Header["Origin"]
 	if len(origins) > 1 {
 		return false
 	}
-	listed := len(origins) == 1 && slices.Contains(h.AllowedOrigins, origins[0])
+	listed := len(origins) == 1 && slices.Contains(others, origins[0])
 	switch r.Header.Get("Sec-Fetch-Site") {
 	case "", "none", "same-origin":
 	case "same-site":

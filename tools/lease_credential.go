@@ -45,6 +45,7 @@ type useResult struct {
 	CommandPrefix []string          `json:"command_prefix,omitempty" jsonschema:"exec: put this in front of the command that needs the credential; it runs with it in its environment"`
 	EnvNames      []string          `json:"env_names,omitempty" jsonschema:"exec: the variables in which the command finds it"`
 	BaseURL       string            `json:"base_url,omitempty" jsonschema:"proxy: give this to the client library as its base URL"`
+	Socket        string            `json:"socket,omitempty" jsonschema:"proxy: the same as a unix socket, for tools that can use one (http_unix_socket of gh, --unix-socket of curl)"`
 	APIKey        string            `json:"api_key,omitempty" jsonschema:"proxy: give this to the client library where the key would be. It works only here, for what is allowed, until the lease ends."`
 	Env           map[string]string `json:"env,omitempty" jsonschema:"proxy: environment variables that set the service's own tools up"`
 	Allowed       []string          `json:"allowed,omitempty" jsonschema:"proxy: the requests that may be made; * is one part of a path, ** is all that follows"`
@@ -148,7 +149,7 @@ func (a agent) deliver(ctx context.Context, caller identity.Caller, g lease.Gran
 			return leaseResult{}, err
 		}
 		handle := string(g.Handle.Bytes())
-		use := &useResult{BaseURL: g.Plan.BaseURL(origin), APIKey: handle, Env: g.Plan.Env(origin, handle), Allowed: g.Plan.Allowed()}
+		use := &useResult{BaseURL: g.Plan.BaseURL(origin), Socket: a.ProxySocket, APIKey: handle, Env: g.Plan.Env(origin, handle), Allowed: g.Plan.Allowed()}
 		how := "Give base_url and api_key of use to the client library or tool."
 		if len(use.Env) > 0 {
 			how = "Start the tool with the variables of use.env set (NAME=value … command), or give it base_url and api_key."

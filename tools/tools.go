@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -34,8 +35,12 @@ type Options struct {
 	// Proxy returns where the proxy is reached from this machine, as http://127.0.0.1:8701, and opens it if need be.
 	// nil: there is none, and no credential is set up for it.
 	Proxy func(context.Context) (origin string, err error)
+	// ProxySocket is where it is reached beside that.
+	ProxySocket string
 	// Command is how an agent's shell starts keylease, with the flags by which it finds this daemon.
 	Command []string
+
+	patience time.Duration // tests: instead of the constant
 }
 
 // NewServer returns the MCP server with the three tools.
@@ -45,7 +50,10 @@ func NewServer(o Options) *mcpserver.MCPServer {
 		mcpserver.WithInstructions(instructions),
 		mcpserver.WithToolHandlerMiddleware(recovered(o.Log)),
 	)...)
-	a := agent{o, &questions{by: map[string]time.Time{}, waiting: map[string]int{}}, patience}
+	if o.patience == 0 {
+		o.patience = patience
+	}
+	a := agent{o, &questions{by: map[string]time.Time{}, waiting: map[string]int{}}}
 	s.AddTool(listTool(), typed(a.list))
 	s.AddTool(leaseTool(), a.leaseOrAsk)
 	s.AddTool(releaseTool(), typed(a.release))
@@ -106,7 +114,7 @@ func misfit(request *mcp.CallToolRequest, why string) string {
 	given := request.GetArguments()
 	for _, name := range slices.Sorted(maps.Keys(given)) {
 		if !slices.Contains(takes, name) {
-			return fmt.Sprintf("%s has no argument %q; it takes %s", request.Params.Name, lease.CleanText(name, 40), strings.Join(takes, ", "))
+			return fmt.Sprintf("%s has no argument %s; it takes %s", request.Params.Name, likeArgument(name), strings.Join(takes, ", "))
 		}
 	}
 	for _, name := range takes {
@@ -118,6 +126,15 @@ func misfit(request *mcp.CallToolRequest, why string) string {
 		}
 	}
 	return "the arguments do not fit the tool's input schema"
+}
+
+// likeArgument is the name of an argument that there is not, where it looks like one. Anything else may be a key that was
+// pasted in the wrong place, and is not repeated.
+func likeArgument(name string) string {
+	if len(name) > 24 || strings.Trim(strings.ToLower(name), "abcdefghijklmnopqrstuvwxyz_") != "" {
+		return "of the name that was given"
+	}
+	return strconv.Quote(name)
 }
 
 // arguments are what each tool takes, in the order of its schema.
@@ -137,13 +154,39 @@ func fields[T any]() (names []string) {
 
 // outputSchema is the schema of T, with one type for each value: clients that map schemas onto a dialect without lists
 // of types would lose the constraint or the tool. Our lists are never null; what may be null says so with anyOf.
+// A refusal fits the schema too. The TypeScript SDK, to version 1.32 at least, holds it against the schema like any
+// result, and where it did not fit, the agent would read that and not our hint.
 func outputSchema[T any]() mcp.ToolOption {
 	return func(t *mcp.Tool) {
 		mcp.WithOutputSchema[T]()(t)
-		for _, p := range t.OutputSchema.Properties {
+		s := t.OutputSchema
+		for _, p := range s.Properties {
 			singleTypes(p)
 		}
+		s.Properties["error"] = map[string]any{"type": "object", "description": "Alone, when the call was refused: code, message, and a hint that says what to do"}
+		required := s.Required
+		s.Required = nil
+		t.OutputSchema, t.RawOutputSchema = mcp.ToolOutputSchema{}, rawSchema(s, required, []string{"error"})
 	}
+}
+
+// rawSchema is s, of which one of the lists of required fields must be there.
+func rawSchema(s mcp.ToolOutputSchema, required ...[]string) json.RawMessage {
+	schema := map[string]any{}
+	text, err := json.Marshal(s)
+	if err == nil {
+		err = json.Unmarshal(text, &schema)
+	}
+	var either []any
+	for _, names := range required {
+		either = append(either, map[string]any{"required": names})
+	}
+	delete(schema, "required")
+	schema["anyOf"] = either
+	if text, err = json.Marshal(schema); err != nil {
+		panic(err) // our own types: cannot fail
+	}
+	return text
 }
 
 func singleTypes(schema any) {
@@ -170,7 +213,6 @@ func singleTypes(schema any) {
 type agent struct {
 	Options
 	questions *questions
-	patience  time.Duration
 }
 
 // caller returns who is calling. The context it returns is not cancelled with the request: a change that was begun

@@ -41,6 +41,7 @@ type Config struct {
 	Anchor         string       `koanf:"anchor" yaml:"anchor"`                 // folder of the anchors, never in the data folder; "": that of this file
 	Socket         SocketConfig `koanf:"socket" yaml:"socket"`
 	Admin          AdminConfig  `koanf:"admin" yaml:"admin"`
+	Proxy          ProxyConfig  `koanf:"proxy" yaml:"proxy"`
 	Log            LogConfig    `koanf:"log" yaml:"log"`
 	Grace          string       `koanf:"grace" yaml:"grace"`       // how long leases outlive the session they were taken in
 	IdleStop       string       `koanf:"idleStop" yaml:"idleStop"` // how long a daemon that was started automatically stays with nothing to do
@@ -114,7 +115,7 @@ type settings struct {
 }
 
 // pathKeys are the keys whose values are paths.
-var pathKeys = [...]string{"data", "rootKeyFile", "policyFile", "anchor", "socket.path", "socket.admin", "tls.cert", "tls.key", "tls.clientCA"}
+var pathKeys = [...]string{"data", "rootKeyFile", "policyFile", "anchor", "socket.path", "socket.admin", "tls.cert", "tls.key", "tls.clientCA", "proxy.ca"}
 
 // notConfig are the variables that are read elsewhere, or by the daemon that a store's key source makes read them.
 var notConfig = [...]string{"KEYLEASE_TOKEN", "KEYLEASE_AS", "KEYLEASE_SOCKET", "KEYLEASE_ROOT_KEY"}
@@ -223,6 +224,9 @@ func (s *settings) understand(socket string, from sources) (err error) {
 		return from.fault("identities.declared", "", "%q is neither allow nor deny", terminal(d))
 	}
 	if err := s.checkDoor(from); err != nil {
+		return err
+	}
+	if err := s.checkProxy(from); err != nil {
 		return err
 	}
 	for _, o := range s.AllowedOrigins {

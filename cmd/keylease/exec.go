@@ -91,9 +91,6 @@ func (a *app) execFlags(c *cobra.Command, f *execFlags) {
 
 // ours gives an error of ours the exit code by which it is told from the command's own.
 func ours(err error) error {
-	if err == nil || errors.As(err, new(childExit)) {
-		return err
-	}
 	err = spoken(err)
 	_, hint := classify(err)
 	if errors.As(err, new(*server.ApprovalError)) {
@@ -124,7 +121,11 @@ func (a *app) exec(ctx context.Context, f execFlags, q server.ExecRequest, path 
 		return ours(err)
 	}
 	q.Purpose = f.purpose
-	return ours(a.withValue(ctx, f.as, q, func(e *server.Exec) (int, error) { return a.supervise(e, f.file, path, argv) }))
+	code, err := a.withValue(ctx, f.as, q, func(e *server.Exec) (int, error) { return a.supervise(e, f.file, path, argv) })
+	if err != nil {
+		return ours(err)
+	}
+	return childExit(code)
 }
 
 // supervise runs the command to its end.
@@ -186,25 +187,22 @@ func (a *app) childEnv(e *server.Exec, file string) (env []string, remove func()
 
 // withValue has the daemon lend a value, as exec does, to do, and tells it how that went. The lease lives at least until
 // do returns an exit code; e.Ended says when it is over before. do must not keep e.Value.
-func (a *app) withValue(ctx context.Context, as string, q server.ExecRequest, do func(e *server.Exec) (code int, err error)) error {
+func (a *app) withValue(ctx context.Context, as string, q server.ExecRequest, do func(e *server.Exec) (code int, err error)) (code int, err error) {
 	undumpable() // before the token is read and the value comes. The command's own is not changed by it
 	keep := inherited()
 	o, err := a.execDoor(as)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	e, err := server.BeginExec(ctx, o, q)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	handOn(keep)
-	code, err := do(e)
+	code, err = do(e)
 	clear(e.Value)
 	e.Exit(code)
-	if err != nil {
-		return err
-	}
-	return childExit(code)
+	return code, err
 }
 
 // approvalTime is how long a command that nobody looks at waits for a person: shorter than the shells of agents do.

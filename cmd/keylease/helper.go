@@ -47,15 +47,12 @@ func (a *app) lend(ctx context.Context, f helperFlags, q server.ExecRequest, sho
 	if f.purpose != "" {
 		q.Purpose = f.purpose
 	}
-	err = a.withValue(ctx, f.as, q, func(e *server.Exec) (int, error) {
+	_, err = a.withValue(ctx, f.as, q, func(e *server.Exec) (int, error) {
 		if err := show(e); err != nil {
 			return exitError, err
 		}
 		return exitOK, nil
 	})
-	if code := childExit(0); errors.As(err, &code) && code == exitOK {
-		return nil
-	}
 	if waits := (*server.ApprovalError)(nil); errors.As(err, &waits) {
 		return fail(exitApproval, "tell the user; the same again goes on waiting for the same answer", "%w", err)
 	}

@@ -65,9 +65,13 @@ func (a *app) mcp(ctx context.Context, as string, standalone bool) error {
 	if s.system != nil {
 		return usagef("leave --standalone out", "--standalone is a daemon of one's own, and socket.allow makes this one a system's")
 	}
+	px, err := s.proxy()
+	if err != nil {
+		return err
+	}
 	return server.Standalone(ctx, server.Options{
 		Open: func(ctx context.Context) (*lease.Broker, func() error, error) {
 			return a.open(ctx, opening{settings: s, log: relay.Log})
 		},
-		Log: relay.Log, Version: version(), Paths: s.paths, Command: s.agentCommand(), IdleStop: s.idleStop, Passphrase: s.passphrase}, relay)
+		Log: relay.Log, Version: version(), Paths: s.paths, Command: s.agentCommand(), IdleStop: s.idleStop, Proxy: px, Passphrase: s.passphrase}, relay)
 }

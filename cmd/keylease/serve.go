@@ -90,6 +90,10 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	log := a.logger(s.level)
 	reload, stop := reloads()
 	defer stop()
+	px, err := s.proxy()
+	if err != nil {
+		return err
+	}
 	foreign, err := a.foreign(s, f.auto, log)
 	if err != nil {
 		return err
@@ -106,7 +110,7 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 				}})
 		},
 		Log: log, Version: version(), Paths: s.paths, Command: s.agentCommand(), HTTPAddr: httpAddr(s.HTTP), AllowedHosts: s.AllowedHosts, AllowedOrigins: s.AllowedOrigins,
-		Resource: s.Resource, Foreign: foreign, TLS: s.tlsFiles(), System: s.system,
+		Resource: s.Resource, Foreign: foreign, TLS: s.tlsFiles(), System: s.system, Proxy: px,
 		Auto: f.auto, IdleStop: s.idleStop, Reload: reload, Limits: server.Limits(s.Limits), Passphrase: s.passphrase,
 		Ready: func(l server.Listening) {
 			if !f.auto {
@@ -204,6 +208,7 @@ func (a *app) announce(up bulletin, l server.Listening) {
 			fmt.Fprintf(&b, "  http     on %s, called as %s, and /sse, with a token%s\n", l.HTTP, called, proof)
 		}
 	}
+	fmt.Fprintf(&b, "  proxy    %s, and a port of this machine from the first lease by proxy on\n", l.Proxy)
 	act, pol := up.broker.Activity(), up.broker.PolicyStatus()
 	fmt.Fprintf(&b, "  store    %s: %s, %s live\n", up.Data, plural(act.Credentials, "credential"), plural(act.LiveLeases, "lease"))
 	if act.Frozen != nil {

@@ -233,6 +233,12 @@ func (a *approval) refusal() *Refusal {
 	return refuse(ApprovalDenied, "this approval is over"+why, "Call lease_credential with the credential to ask anew, if the work still needs it; tell the user that you do.")
 }
 
+// refusal is for who can't come back with the approval's id, but can ask the same again: that finds the yes.
+func (w Waiting) refusal() *Refusal {
+	return refuse(ApprovalDenied, fmt.Sprintf("a person has to agree to this first, and has not yet: approval %s, until %s", w.ID, w.ExpiresAt.UTC().Format(time.RFC3339)),
+		"Tell the user what you want to run. An operator agrees in a terminal of their own with: keylease approve "+w.ID+". Then run the very same command again.")
+}
+
 // moot says why no answer to a can be of use any more; "" while one can. Caller holds mu.
 func (b *Broker) moot(a *approval, now time.Time) string {
 	c := b.ix.byID[a.CredentialID]

@@ -73,6 +73,7 @@ func (b *Broker) Exec(ctx context.Context, caller identity.Caller, r ExecRequest
 
 func (b *Broker) submitAndSettle(e store.Entry) error {
 	b.mu.Lock()
+	e.Time = b.now()
 	w, err := b.submit(store.Change{Entry: e}, nil)
 	b.mu.Unlock()
 	if err == nil {
@@ -100,6 +101,9 @@ func (b *Broker) admitExec(ctx context.Context, caller identity.Caller, r *ExecR
 		}
 		if g.Waiting != nil {
 			return nil, sealedAt{}, &NeedsApproval{*g.Waiting}
+		}
+		if g.Waiting != nil {
+			return nil, sealedAt{}, g.Waiting.refusal()
 		}
 		r.LeaseID, r.Opened = g.LeaseID, !r.Keep
 	}

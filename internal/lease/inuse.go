@@ -17,6 +17,7 @@ const (
 	maxUnwritten = time.Second            // how old a use may get without being on disk before nothing more is let through
 	maxQueue     = 4096                   // uses that wait to be written
 	retryWrite   = 250 * time.Millisecond
+	gatherUses   = 50 * time.Millisecond  // how long what is to be written waits for more of it: a sync for each would slow down the next
 	cutTime      = 100 * time.Millisecond // how long whoever ends a lease waits for its uses to stop
 )
 
@@ -193,7 +194,7 @@ func (b *Broker) recordUse(e store.Entry) {
 	s.writing = true
 	s.mu.Unlock()
 	if !busy {
-		go b.writeUses()
+		time.AfterFunc(gatherUses, b.writeUses)
 	}
 }
 
@@ -219,6 +220,7 @@ func (b *Broker) writeUses() {
 			}
 			time.Sleep(retryWrite)
 		}
+		time.Sleep(gatherUses)
 	}
 }
 

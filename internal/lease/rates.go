@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"time"
 
+	"keylease/internal/credtype"
 	"keylease/internal/identity"
 	"keylease/internal/pace"
 	"keylease/policy"
@@ -188,8 +189,7 @@ func (b *Broker) denied(caller identity.Caller, credential, leaseID, verb, purpo
 		e.Details["delivery"] = CleanText(string(way), 20)
 	}
 	notePeer(&e, caller)
-	// What was asked for is the caller's own text: kept as asked, cleaned, and never looked up again.
-	e.Credential, e.LeaseID = CleanText(credential, 128), CleanText(leaseID, 64)
+	e.Credential, e.LeaseID = askedName(credential), askedID(leaseID)
 	b.mu.Lock()
 	w, err := b.submit(store.Change{Entry: e}, nil)
 	b.mu.Unlock()
@@ -200,4 +200,20 @@ func (b *Broker) denied(caller identity.Caller, credential, leaseID, verb, purpo
 		return err
 	}
 	return r
+}
+
+// askedName and askedID are what the trail keeps of a name or an id that somebody asked for. Text that can't be the name
+// of anything here is not kept: it may be a key that was pasted where the name goes.
+func askedName(s string) string {
+	if s != "" && credtype.CheckName(s) != nil {
+		return "[not a name]"
+	}
+	return s
+}
+
+func askedID(s string) string {
+	if s != "" && !isID(s, "ls_") {
+		return "[not an id]"
+	}
+	return s
 }

@@ -35,3 +35,10 @@ func newID(prefix string) string {
 	_, _ = rand.Read(b[:]) // crypto/rand never fails
 	return prefix + idEncoding.EncodeToString(b[:])
 }
+
+// isID reports whether s is what newID could have made of prefix.
+func isID(s, prefix string) bool {
+	random, ok := strings.CutPrefix(s, prefix)
+	b, err := idEncoding.DecodeString(random)
+	return ok && err == nil && len(b) == 16
+}

@@ -38,6 +38,7 @@ type Use struct {
 	cancel  context.CancelCauseFunc
 	long    *time.Timer
 	told    atomic.Bool // that it began
+	stands  atomic.Pointer[standing]
 	once    sync.Once
 	done    chan struct{} // closed when the use has stopped
 }
@@ -48,6 +49,12 @@ type Outcome struct {
 	In, Out int64  // bytes of the bodies, from the caller and to it
 	Reason  string // why it did not go well
 }
+
+// standing is what Err found when it last looked.
+type standing struct{ asked, until time.Time }
+
+// askAgain is how old that may be. A use is asked at each piece of a stream, by many at once.
+const askAgain = 20 * time.Millisecond
 
 // cutOff is why a use was stopped from outside.
 type cutOff string
@@ -64,17 +71,24 @@ func (u *Use) Why() string {
 	return string(c)
 }
 
-// Err asks now, not the sweeper, whether the lease still gives what it gave when the use began.
+// Err asks now, not the sweeper, whether the lease still gives what it gave when the use began. The deadline is held
+// against the clock at each call; whether it was moved is looked up every askAgain. All else that ends a lease ends
+// Context.
 func (u *Use) Err() error {
 	if u.ctx.Err() != nil {
 		return context.Cause(u.ctx)
 	}
-	b := u.b
+	b, now := u.b, u.b.now()
+	if s := u.stands.Load(); s != nil && now.Before(s.until) && now.Sub(s.asked) < askAgain {
+		return nil
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if l := b.ix.leases[u.Lease.LeaseID]; l == nil || !l.live(b.now()) {
+	l := b.ix.leases[u.Lease.LeaseID]
+	if l == nil || !l.live(now) {
 		return cutOff("the lease has ended")
 	}
+	u.stands.Store(&standing{now, l.deadline()})
 	return b.thawed()
 }
 
@@ -101,19 +115,22 @@ func (u *Use) End(o Outcome) {
 		if u.told.Load() {
 			details["phase"] = "ended"
 		}
-		u.record(details)
-		if u.session != "" {
+		e := u.with(details)
+		if u.session == "" || u.b.submitAndSettle(e) != nil {
+			u.b.recordUse(e)
+		}
+		if u.session != "" { // what was told is told in order: then the lease
 			u.b.ran(u, last)
 		}
 	})
 }
 
-// record writes a lease.used about u.
-func (u *Use) record(more map[string]string) {
+// with is a lease.used about u that says more.
+func (u *Use) with(more map[string]string) store.Entry {
 	e := u.entry
 	e.Details = maps.Clone(e.Details)
 	maps.Copy(e.Details, more)
-	u.b.recordUse(e)
+	return e
 }
 
 // startUse makes a Use of l, which its end will cut off. Caller holds mu.
@@ -146,7 +163,7 @@ func (b *Broker) handOver(u *Use, at sealedAt) (*Use, error) {
 	if !u.told.Load() {
 		u.long = time.AfterFunc(longUse, func() {
 			u.told.Store(true)
-			u.record(map[string]string{"phase": "begun"})
+			u.b.recordUse(u.with(map[string]string{"phase": "begun"}))
 		})
 	}
 	return u, nil

@@ -112,7 +112,7 @@ func (r rpcReply) tool() (answer, error) {
 }
 
 // call is try for a test's own goroutine.
-func call(t *testing.T, c caller, tool string, a any) answer {
+func call(t testing.TB, c caller, tool string, a any) answer {
 	t.Helper()
 	got, err := c.try(tool, a)
 	if err != nil {

@@ -219,6 +219,24 @@ func TestAnApprovalOutlivesTheDaemon(t *testing.T) {
 	}
 }
 
+// TestADaemonStaysForAWaitingQuestion: one that started by itself does not end while somebody may still answer.
+func TestADaemonStaysForAWaitingQuestion(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.configure("idleStop: 1s\n")
+	w.policy(approvalPolicy("operator"))
+	w.seed(secretOf("db", ""))
+	c := w.agent("patient")
+	id := asks(t, c, args{"credential": "db"})
+	daemon := w.holder()
+	time.Sleep(3 * time.Second)
+	if daemon == 0 || !slices.Contains(w.processes("serve"), daemon) {
+		t.Fatal("the daemon left while a question waited")
+	}
+	w.ok("deny", id)
+	w.gone(daemon)
+}
+
 // TestApprovalsOfOneUserAreFewAndNotRepeated: a fourth question waits, and after two denials nobody is asked.
 func TestApprovalsOfOneUserAreFewAndNotRepeated(t *testing.T) {
 	t.Parallel()
@@ -280,7 +298,7 @@ func TestAPassphraseIsForTheTerminalOnly(t *testing.T) {
 	w.seed(secretOf("db", ""))
 	c := w.agent("agent")
 	id := asks(t, c, args{"credential": "db"})
-	if o := w.cliIn("password\n", "approve", id); o.code != 4 || !strings.Contains(o.err, "terminal") {
+	if o := w.cliIn("password", "approve", id); o.code != 4 || !strings.Contains(o.err, "at a terminal only") {
 		t.Errorf("%s", o)
 	}
 	if o := w.cliIn("password\npassword\n", "approvals", "passphrase"); o.code != 4 {
@@ -362,6 +380,28 @@ func (w *world) typing(keys string, args ...string) outcome {
 	hung := time.AfterFunc(2*patience, func() { _ = cmd.Process.Kill() })
 	defer hung.Stop()
 	_ = cmd.Wait() // its code is what counts
-	<-read // the terminal ends with the last who has it open
+	<-read         // the terminal ends with the last who has it open
 	return outcome{said.String(), "", cmd.ProcessState.ExitCode()}
+}
+
+// TestACommandWaitsForAPersonToo: exec says whom to ask, and the same command again finds the yes, once.
+func TestACommandWaitsForAPersonToo(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.policy(approvalPolicy("user"))
+	w.seed(secretOf("db", "expose: {env: DB}, policy: {delivery: [exec]}"))
+	run := []string{"exec", "--credential", "db", "--as", "builder", "--", "sh", "-c", "echo got ${#DB}"}
+	o := w.cli(run...)
+	_, id, found := strings.Cut(o.err, "keylease approve ")
+	if o.code == 0 || !found || strings.Contains(o.out, "got") {
+		t.Fatalf("%s", o)
+	}
+	id, _, _ = strings.Cut(id, ".")
+	w.ok("approve", id)
+	if o := w.cli(run...); o.code != 0 || !strings.Contains(o.out, fmt.Sprintf("got %d", len(valueOf("db")))) {
+		t.Fatalf("after the yes: %s", o)
+	}
+	if o := w.cli(run...); o.code == 0 || strings.Contains(o.out, "got") {
+		t.Errorf("one yes ran it twice: %s", o)
+	}
 }

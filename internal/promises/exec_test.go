@@ -477,6 +477,9 @@ func TestExecOfAnotherUser(t *testing.T) {
 			t.Errorf("uid %d: %s", uid, o)
 		}
 	}
+	if o := s.as(adminUID, s.bin, "exec", "--socket", s.admins(), "--credential", "db", "--", "true"); o.code != 125 || !strings.Contains(o.err, "this is the admin's socket") {
+		t.Errorf("by the admin's socket: %s", o)
+	}
 }
 
 // TestExecOutlivesItsSessionAndTheDaemon: a command that runs holds its lease, whatever becomes of the MCP session that
@@ -660,4 +663,68 @@ func TestRunRunsWhatTheAdminFixed(t *testing.T) {
 	if live := w.leases(); len(live) != 0 {
 		t.Errorf("left over: %v", live)
 	}
+}
+
+// TestExecConnectionsThatMisbehave: what is no begin gets an error or nothing, and lends nothing; who says nonsense
+// later, or only leaves, has ended; who does not acknowledge a lease's end holds nobody up; a bad token begins nothing.
+func TestExecConnectionsThatMisbehave(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.serve("--http", "off")
+	w.seed(secretOf("db", ""))
+	const hello = `{"keylease":1,"kind":"exec","version":"1","as":"raw"}`
+	dial := func(hello string) *raw {
+		c, err := w.rawLocal(hello)
+		w.must(err)
+		t.Cleanup(func() { _ = c.Close() })
+		_, err = c.r.ReadString('\n')
+		w.must(err)
+		return c
+	}
+	for _, line := range []string{`{}`, `nonsense`, `[]`, `{"begin":null}`, `{"begin":{}}`, `{"begin":7}`, `{"begin":{"credential":"db","lease_id":"ls_x"}}`, `{"begin":{"credential":"db","ttl":-5}}`,
+		`{"begin":{"credential":"db","credential":"db"}}`, `{"exit":0}`, `{"stopping":true}`, `{"begin":{"credential":"` + strings.Repeat("x", 9000) + `"}}`, `{"begin":{"credential":"../db"}}`,
+		`{"begin":{"credential":"db","purpose":"` + strings.Repeat("x", 201) + `"}}`} {
+		c := dial(hello)
+		if answer, err := c.ask(line); err != nil || !strings.HasPrefix(answer, `{"error":{"code":"`) {
+			t.Errorf("%.60s: %q, %v", line, answer, err)
+		}
+		if _, err := c.r.ReadByte(); err == nil {
+			t.Errorf("%.60s: the connection goes on", line)
+		}
+	}
+	c := dial(strings.Replace(hello, `"as":"raw"`, `"as":"raw","token":"kl_fake"`, 1))
+	if answer, err := c.ask(`{"begin":{"credential":"db"}}`); err != nil || !strings.Contains(answer, `"code":"unauthenticated"`) {
+		t.Errorf("a bad token: %q, %v", answer, err)
+	}
+	begin := func() *raw {
+		c := dial(hello)
+		if answer, err := c.ask(`{"begin":{"credential":"db","program":"raw"}}`); err != nil || !strings.HasPrefix(answer, `{"granted":{"lease_id":"ls_`) {
+			t.Fatalf("%q, %v", answer, err)
+		}
+		return c
+	}
+	for name, end := range map[string]func(*raw) error{
+		"leaves":        func(c *raw) error { return c.Close() },
+		"says nonsense": func(c *raw) error { _, err := c.Write([]byte("nonsense\n")); return err },
+		"says too much": func(c *raw) error { _, err := c.Write([]byte(strings.Repeat("x", 20_000))); return err },
+		"has ended":     func(c *raw) error { _, err := c.Write([]byte(`{"exit":0}` + "\n")); return err },
+	} {
+		w.must(end(begin()))
+		w.eventually("who "+name+" holds nothing", func() error {
+			if live := w.leases(); len(live) != 0 {
+				return fmt.Errorf("%v", live)
+			}
+			return nil
+		})
+	}
+	c = begin()
+	began := time.Now()
+	w.ok("revoke-leases", "--all")
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("who acknowledges nothing held it up for %s", took)
+	}
+	if told, err := c.r.ReadString('\n'); err != nil || told != `{"ended":"revoked by an admin"}`+"\n" {
+		t.Errorf("%q, %v", told, err)
+	}
+	w.verified()
 }

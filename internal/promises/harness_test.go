@@ -28,6 +28,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(strangerEnv) != "" {
 		os.Exit(stranger())
 	}
+	if os.Getenv(bareEnv) != "" {
+		os.Exit(bareProxied())
+	}
 	if os.Getenv(crowdEnv) != "" {
 		os.Exit(floodSocket())
 	}
@@ -81,18 +84,18 @@ var patience = func() time.Duration {
 
 // world is one user's machine: a HOME of its own, and a link to the binary in it, by which its processes are known.
 type world struct {
-	t    *testing.T
+	t    testing.TB
 	home string
 	bin  string
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	return newWorldOn(t, ground())
 }
 
 // newWorldOn makes one on a certain disk: where syncing takes its time there is a moment between deciding and knowing.
-func newWorldOn(t *testing.T, disk string) *world {
+func newWorldOn(t testing.TB, disk string) *world {
 	t.Helper()
 	home, err := os.MkdirTemp(disk, "kl") // short: a socket's path has 100 bytes
 	if err != nil {

@@ -24,12 +24,12 @@ import (
 
 // authority issues certificates for a test.
 type authority struct {
-	t    *testing.T
+	t    testing.TB
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 }
 
-func newAuthority(t *testing.T, name string) *authority {
+func newAuthority(t testing.TB, name string) *authority {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -91,7 +91,7 @@ func (a *authority) issue(name string, good time.Duration, usage x509.ExtKeyUsag
 
 func (i issued) certPEM() string { return pemOf("CERTIFICATE", i.leaf.Raw) }
 
-func (i issued) keyPEM(t *testing.T) string {
+func (i issued) keyPEM(t testing.TB) string {
 	t.Helper()
 	der, err := x509.MarshalPKCS8PrivateKey(i.key)
 	if err != nil {

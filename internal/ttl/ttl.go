@@ -59,9 +59,10 @@ func invalid(s string) error {
 	return fmt.Errorf("%q is not a duration: write whole numbers with d, h, m or s, at least 1s, like 90s, 30m, 1h30m or 2d", clip(s))
 }
 
+// clip shows enough of a slip of the pen, and not the key that was pasted in a duration's place.
 func clip(s string) string {
-	if len(s) > 40 {
-		return s[:40] + "…"
+	if len(s) > 12 {
+		return s[:12] + "…"
 	}
 	return s
 }

@@ -1,0 +1,384 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"keylease/internal/lease"
+	"keylease/internal/mask"
+	"keylease/internal/use"
+)
+
+// ProxyOptions is about where the proxy listens, and how it gets out.
+type ProxyOptions struct {
+	Listen string   // a loopback address as 127.0.0.1:8701; "": a port that is chosen once and kept in Data
+	Roots  []byte   // PEM of authorities beside the system's
+	Egress *url.URL // the HTTP proxy by which upstreams are reached; nil: directly
+}
+
+const (
+	proxyWriteTime = 60 * time.Second // a client that takes nothing of an answer for so long is gone
+	proxyBodyTime  = 60 * time.Second // a client that sends nothing of a body for so long is, too
+)
+
+// proxy is where programs use a key that they never see. A request has the handle of a lease where the service's key
+// would be; it goes on to the upstream that the admin named, with the key in the handle's place, and what comes back is
+// masked. Nothing of it is decided here but this: who sends the request, which handle it carries, and that nothing else
+// of it can pass for one that the broker was not asked about.
+type proxy struct {
+	ProxyOptions
+	broker *lease.Broker
+	log    zerolog.Logger
+	admits func(uid int) bool // who may come by TCP, where the system can tell
+	door   func(*localPeer) error
+	called func()
+	data   string
+
+	bounds  *webBounds
+	maskers *maskers
+	ways    *ways
+	pass    *httputil.ReverseProxy
+	http    *http.Server
+	closing context.Context // ends when the daemon stops, and all uses with it
+	stop    context.CancelFunc
+	told    sync.WaitGroup // failures being recorded
+	now     func() time.Time
+
+	writeTime, bodyTime time.Duration
+
+	mu     sync.Mutex // guards what follows
+	origin string     // "": not open
+	over   bool
+	serves sync.WaitGroup
+}
+
+type proxySetup struct {
+	ProxyOptions
+	Broker *lease.Broker
+	Log    zerolog.Logger
+	Limits Limits
+	System *System
+	Data   string
+	Called func()
+	Now    func() time.Time
+}
+
+func newProxy(o proxySetup) *proxy {
+	p := &proxy{ProxyOptions: o.ProxyOptions, broker: o.Broker, log: o.Log, called: o.Called, data: o.Data, now: o.Now,
+		bounds: newWebBounds(o.Limits, o.Now), maskers: newMaskers(), writeTime: proxyWriteTime, bodyTime: proxyBodyTime}
+	p.admits, p.door = proxyDoors(o.System)
+	p.ways = newWays(o.Roots, o.Egress)
+	p.closing, p.stop = context.WithCancel(context.Background())
+	p.pass = &httputil.ReverseProxy{Rewrite: rewrite, ModifyResponse: p.answered, ErrorHandler: p.failed, Transport: p.ways,
+		FlushInterval: -1, BufferPool: &buffers, ErrorLog: log.New(io.Discard, "", 0)} // it would write what upstreams send
+	p.http = &http.Server{Handler: p, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		DisableGeneralOptionsHandler: true, ErrorLog: silent(o.Log), ConnContext: p.opened, ConnState: p.bounds.changed}
+	p.http.RegisterOnShutdown(p.stop)
+	return p
+}
+
+// passing is one request on its way.
+type passing struct {
+	*lease.Use
+	call   proxyCall
+	mask   *mask.Masker
+	in     *http.Request
+	w      *proxyWriter
+	body   *inBody // nil: none
+	reason string  // why it did not go well, in words that hold nothing of the request or the answer
+}
+
+type passingKey struct{}
+
+func passingOf(ctx context.Context) *passing { return ctx.Value(passingKey{}).(*passing) }
+
+func (p *proxy) ServeHTTP(inner http.ResponseWriter, r *http.Request) {
+	w := newProxyWriter(inner, p.writeTime)
+	defer p.recovered(w)
+	peer := proxyPeerOf(r.Context())
+	if f := admissibleToProxy(r, peer); f != nil {
+		f.refuse(w, r)
+		return
+	}
+	c, f := readCall(r)
+	if f != nil {
+		f.refuse(w, r)
+		return
+	}
+	if c.handle == "" || peer.stranger {
+		p.turnAway(w, r, peer, c)
+		return
+	}
+	u, err := p.broker.BeginUse(r.Context(), c.handle, peer.uid, r.Method, c.path)
+	if err != nil {
+		p.refused(w, r, peer, c, err)
+		return
+	}
+	p.called()
+	peer.guest.begin()
+	defer peer.guest.end()
+	p.passOn(w, r, c, u)
+}
+
+// passOn sends the request on, and what is answered back, for as long as the lease lives.
+func (p *proxy) passOn(w *proxyWriter, r *http.Request, c proxyCall, u *lease.Use) {
+	t := &passing{Use: u, call: c, in: r, w: w}
+	defer func() {
+		u.End(lease.Outcome{Status: w.status, In: t.body.count(), Out: w.out.Load(), Reason: t.reason})
+	}()
+	if err := use.CheckQuery(c.query); err != nil {
+		t.reason = err.Error()
+		notAllowed(err).refuse(w, r)
+		return
+	}
+	key := u.Value.Bytes()
+	var done func(ended bool)
+	t.mask, done = p.maskers.get(u.Lease.LeaseID, key)
+	defer func() { done(u.Why() != "") }()
+	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), passingKey{}, t))
+	defer cancel()
+	cut := func() { cancel(); w.cutOff(t.body) }
+	defer context.AfterFunc(u.Context(), cut)()
+	defer context.AfterFunc(p.closing, cut)()
+	r = r.WithContext(ctx)
+	if r.ContentLength != 0 {
+		t.body = &inBody{ReadCloser: r.Body, use: u, w: w, longest: p.bodyTime}
+		r.Body = t.body
+	}
+	p.pass.ServeHTTP(w, r)
+}
+
+// refused answers a request that the broker did not let through.
+func (p *proxy) refused(w *proxyWriter, r *http.Request, peer *proxyPeer, c proxyCall, err error) {
+	var no *use.Refused
+	if errors.As(err, &no) {
+		notAllowed(no).refuse(w, r)
+		return
+	}
+	refusal := lease.AsRefusal(err)
+	switch {
+	case refusal == nil:
+		p.log.Error().Err(err).Msg("a request to the proxy could not be decided about")
+		internalFault("").refuse(w, r)
+	case refusal.Code == lease.RateLimited:
+		refusing(http.StatusTooManyRequests, *refusal).refuse(w, r)
+	case refusal.Code == lease.Unavailable:
+		refusing(http.StatusServiceUnavailable, *refusal).refuse(w, r)
+	case refusal.Code == lease.Internal:
+		refusing(http.StatusInternalServerError, *refusal).refuse(w, r)
+	default: // unknown, ended, another user's, of a token that is no more: one answer
+		p.turnAway(w, r, peer, c)
+	}
+}
+
+// turnAway gives the one answer to all that no live lease of the sender's answers to. Who has had too many of them
+// gets each further one late, so that handles are tried slowly.
+func (p *proxy) turnAway(w *proxyWriter, r *http.Request, peer *proxyPeer, c proxyCall) {
+	late := p.bounds.failures.Take(peer.source, p.now(), 0) > 0
+	if c.handle != "" || peer.stranger {
+		f := lease.AuthFailure{Source: peer.source, Reason: "no live lease of the sender's has this handle"}
+		if peer.stranger {
+			f.Reason = "this user is not served by the proxy"
+		}
+		if !late { // what comes late is told of in the numbers
+			p.told.Go(func() { p.broker.AuthFailed(context.Background(), f) })
+		} else {
+			p.broker.AuthFailed(context.Background(), f)
+		}
+	}
+	if late {
+		sleep(r.Context(), p.bounds.wait)
+	}
+	f := noLease()
+	if c.handle == "" && !peer.stranger && isGit(c.path) {
+		f = gitChallenge()
+	}
+	f.refuse(w, r)
+}
+
+func (p *proxy) recovered(w *proxyWriter) {
+	v := recover()
+	if v == nil {
+		return
+	}
+	if v != http.ErrAbortHandler { //nolint:errorlint // a value, as net/http compares it
+		p.log.Error().Str("panic", panicText(v)).Msg("a request to the proxy panicked")
+	}
+	if v == http.ErrAbortHandler || w.begun() {
+		panic(http.ErrAbortHandler) // half an answer is out: cut it rather than pass it off as whole
+	}
+	internalFault("").write(w)
+}
+
+// proxyWriter gives its reader so long for each piece of an answer, counts, and can be cut off.
+type proxyWriter struct {
+	http.ResponseWriter
+	control *http.ResponseController
+	longest time.Duration
+	out     atomic.Int64
+	status  int // 0: nothing was sent
+
+	mu    sync.Mutex // guards what follows
+	wrote bool
+	cut   bool
+	since time.Time // when the deadline was set
+}
+
+func newProxyWriter(w http.ResponseWriter, longest time.Duration) *proxyWriter {
+	return &proxyWriter{ResponseWriter: w, control: http.NewResponseController(w), longest: longest}
+}
+
+// next is asked before each piece.
+func (w *proxyWriter) next() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.cut && w.wrote {
+		return false
+	}
+	w.wrote = true
+	if now := time.Now(); now.Sub(w.since) > w.longest/10 { // setting it costs more than looking
+		w.since = now
+		_ = w.control.SetWriteDeadline(now.Add(w.longest))
+	}
+	return true
+}
+
+func (w *proxyWriter) begun() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.wrote
+}
+
+// cutOff ends an answer that has begun, also where its reader takes nothing, and a body that does not come. What has not
+// begun can still be refused.
+func (w *proxyWriter) cutOff(body *inBody) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.cut = true
+	past := time.Unix(1, 0)
+	if w.wrote {
+		_ = w.control.SetWriteDeadline(past)
+	}
+	body.interrupt(past)
+}
+
+func (w *proxyWriter) WriteHeader(status int) {
+	if status < 200 { // what an upstream says beforehand is not masked, and nobody needs it
+		return
+	}
+	if !w.next() {
+		panic(http.ErrAbortHandler)
+	}
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *proxyWriter) Write(b []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	if !w.next() {
+		return 0, http.ErrAbortHandler
+	}
+	n, err := w.ResponseWriter.Write(b)
+	w.out.Add(int64(n))
+	return n, err
+}
+
+func (w *proxyWriter) FlushError() error {
+	if !w.next() {
+		return http.ErrAbortHandler
+	}
+	return w.control.Flush()
+}
+
+func (w *proxyWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// inBody is a request's body on its way to the upstream.
+type inBody struct {
+	io.ReadCloser
+	use     *lease.Use
+	w       *proxyWriter
+	longest time.Duration
+	in      atomic.Int64
+	failed  atomic.Bool // it did not come whole
+	since   time.Time   // when the deadline was set
+
+	mu   sync.Mutex // guards what follows
+	done bool       // it was read to its end: the deadline is no longer ours
+	cut  bool
+}
+
+func (b *inBody) count() int64 {
+	if b == nil {
+		return 0
+	}
+	return b.in.Load()
+}
+
+func (b *inBody) Read(into []byte) (int, error) {
+	if err := b.use.Err(); err != nil {
+		b.failed.Store(true)
+		return 0, err
+	}
+	if now := time.Now(); now.Sub(b.since) > b.longest/10 {
+		b.since = now
+		b.deadline(now.Add(b.longest), false)
+	}
+	n, err := b.ReadCloser.Read(into)
+	b.in.Add(int64(n))
+	if err != nil {
+		b.failed.Store(!errors.Is(err, io.EOF))
+		b.deadline(time.Time{}, true)
+	}
+	return n, err
+}
+
+func (b *inBody) deadline(at time.Time, done bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.cut && !b.done {
+		_ = b.w.control.SetReadDeadline(at)
+	}
+	b.done = b.done || done
+}
+
+// interrupt ends a Read that waits for the client.
+func (b *inBody) interrupt(past time.Time) {
+	if b == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.cut = true; !b.done {
+		_ = b.w.control.SetReadDeadline(past)
+	}
+}
+
+// buffers are what answers are copied through.
+var buffers = bufferPool{sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}}
+
+type bufferPool struct{ p sync.Pool }
+
+func (b *bufferPool) Get() []byte { return *b.p.Get().(*[]byte) }
+func (b *bufferPool) Put(v []byte) {
+	clear(v)
+	b.p.Put(&v)
+}
+
+// withoutQuery is what of an address may be written down.
+func withoutQuery(s string) string {
+	s, _, _ = strings.Cut(s, "?")
+	return s
+}

@@ -1,0 +1,137 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"runtime"
+	"sync"
+	"syscall"
+	"time"
+
+	"keylease/internal/use"
+)
+
+var (
+	errAddress = errors.New("the address is not one that the upstream may have")
+	errRoots   = errors.New("no certificate authorities")
+)
+
+// ways are the connections to upstreams, which all leases of the same upstream share. No variable of the environment has a
+// say in them.
+type ways struct {
+	extra  []byte
+	egress *url.URL
+	roots  func() (*x509.CertPool, error)
+
+	mu  sync.Mutex // guards what follows
+	all map[way]*http.Transport
+}
+
+// way is what decides about a connection.
+type way struct {
+	scheme, host string
+	private      bool // the admin wrote that its address need not be public
+}
+
+func newWays(extra []byte, egress *url.URL) *ways {
+	w := &ways{extra: extra, egress: egress, all: map[way]*http.Transport{}}
+	w.roots = sync.OnceValues(func() (*x509.CertPool, error) { return authorities(extra) })
+	return w
+}
+
+// RoundTrip sends one request to the upstream that it was made for. Redirects are handed back.
+func (w *ways) RoundTrip(r *http.Request) (*http.Response, error) {
+	if err := failureOf(r); err != nil {
+		return nil, err
+	}
+	t, err := w.to(r.URL, passingOf(r.Context()).Lease.Plan)
+	if err != nil {
+		return nil, err
+	}
+	return t.RoundTrip(r)
+}
+
+func (w *ways) to(to *url.URL, plan *use.Plan) (*http.Transport, error) {
+	key := way{to.Scheme, to.Host, plan.Private()}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if t := w.all[key]; t != nil {
+		return t, nil
+	}
+	t := &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 256, IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second,
+		ResponseHeaderTimeout:  10 * time.Minute, // models think
+		MaxResponseHeaderBytes: 256 << 10, ForceAttemptHTTP2: true, WriteBufferSize: 16 << 10, ReadBufferSize: 16 << 10}
+	if to.Scheme == "https" {
+		roots, err := w.roots()
+		if err != nil {
+			return nil, err
+		}
+		t.TLSClientConfig = &tls.Config{RootCAs: roots, ServerName: to.Hostname(), MinVersion: tls.VersionTLS12}
+	}
+	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
+	if w.egress != nil && !plan.Private() {
+		t.Proxy = http.ProxyURL(w.egress) // which resolves the name; its own address is the admin's word
+	} else {
+		dialer.ControlContext = func(_ context.Context, _, address string, _ syscall.RawConn) error { return allowed(plan, address) }
+	}
+	t.DialContext = dialer.DialContext
+	w.all[key] = t
+	return t, nil
+}
+
+// allowed is asked with the very address that is about to be connected to.
+func allowed(plan *use.Plan, address string) error {
+	at, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return errAddress
+	}
+	if err := plan.CheckAddr(at.Addr()); err != nil {
+		return fmt.Errorf("%w: %w", errAddress, err)
+	}
+	return nil
+}
+
+func (w *ways) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, t := range w.all {
+		t.CloseIdleConnections()
+	}
+}
+
+// bundles are where systems keep their authorities. SSL_CERT_FILE and SSL_CERT_DIR, which Go would ask, are whoever's
+// started us.
+var bundles = [...]string{"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem", "/etc/pki/tls/cacert.pem",
+	"/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem", "/etc/ssl/cert.pem"}
+
+func authorities(extra []byte) (*x509.CertPool, error) {
+	pool, found := x509.NewCertPool(), false
+	if runtime.GOOS == "darwin" { // which asks the system, and no variable
+		if system, err := x509.SystemCertPool(); err == nil {
+			pool, found = system, true
+		}
+	}
+	for _, file := range bundles {
+		if found {
+			break
+		}
+		if pem, err := os.ReadFile(file); err == nil {
+			found = pool.AppendCertsFromPEM(pem)
+		}
+	}
+	if len(extra) > 0 && pool.AppendCertsFromPEM(extra) {
+		found = true
+	}
+	if !found {
+		return nil, errRoots
+	}
+	return pool, nil
+}
