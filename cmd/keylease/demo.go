@@ -10,12 +10,12 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"keylease/internal/use"
 	"keylease/policy"
 	"keylease/server"
 )
@@ -96,6 +96,7 @@ type demo struct {
 	agent *agent
 	made  initialised
 
+	service *demoService
 	started bool // there is a daemon, or was
 }
 
@@ -107,8 +108,12 @@ func (d *demo) tell(ctx context.Context) error {
 		return err
 	}
 	fmt.Fprintf(d.out, "  a root key, a store, a policy file with two rules; the trail is signed by %s\n", d.made.Fingerprint)
-	d.chapter("You store a key.")
-	d.operator("keylease put " + demoName + " --ttl 15m --max-ttl 4h --max-leases 2")
+	if d.service, err = newDemoService(); err != nil {
+		return err
+	}
+	defer d.service.Close()
+	d.chapter("You store a key, and say where it may be sent, and for what. (The service is made up too: it answers with the key that it was sent.)")
+	d.operator("keylease put " + demoName + " --upstream " + d.service.URL + " --header 'Authorization: Bearer {value}' --request 'GET /v1/models' --ttl 15m --max-ttl 4h --max-leases 2")
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -117,7 +122,8 @@ func (d *demo) tell(ctx context.Context) error {
 	starting, cancel := context.WithTimeout(context.WithoutCancel(ctx), demoTime)
 	defer cancel()
 	_, err = d.admin.Put(starting, server.CredentialItem{Name: demoName, Type: "api-key", Value: []byte(demoFirst), HasValue: true,
-		Metadata: map[string]string{"service": "openai", "environment": "development"},
+		Metadata: map[string]string{"environment": "development"},
+		Upstream: &use.Upstream{URL: d.service.URL, Header: "Authorization: Bearer {value}", Allow: []string{"GET /v1/models"}},
 		Policy:   policy.CredentialPolicy{DefaultLeaseTTL: 15 * time.Minute, MaxLeaseTTL: 4 * time.Hour, MaxLeases: 2}})
 	if err != nil {
 		return err
@@ -128,7 +134,7 @@ func (d *demo) tell(ctx context.Context) error {
 		return err
 	}
 	defer d.agent.leave()
-	for _, act := range []func(context.Context) error{d.unseen, d.lend, d.limits, d.rotation, d.goodbye} {
+	for _, act := range []func(context.Context) error{d.proxied, d.unseen, d.lend, d.limits, d.rotation, d.goodbye} {
 		if err := act(ctx); err != nil {
 			return err
 		}
@@ -136,40 +142,9 @@ func (d *demo) tell(ctx context.Context) error {
 	return nil
 }
 
-// unseen has the agent run a command with the key, which it never sees.
-func (d *demo) unseen(ctx context.Context) error {
-	d.chapter("An agent starts keylease mcp and looks at what it may lease.")
-	if _, err := d.call("list_credentials", map[string]any{}); err != nil {
-		return err
-	}
-	d.chapter("A command can do the work, so it asks for delivery by exec: the command gets the key, and the agent does not.")
-	got, err := d.answer("lease_credential", map[string]any{"credential": demoName, "purpose": "count the models", "delivery": "exec"})
-	if err != nil {
-		return err
-	}
-	if err := d.run(ctx, got.Use.CommandPrefix, "echo \"the key is $"+got.Use.EnvNames[0]+"\""); err != nil {
-		return err
-	}
-	_, err = d.call("release_lease", map[string]any{"lease_id": got.LeaseID})
-	return err
-}
-
-// run is the agent's shell.
-func (d *demo) run(ctx context.Context, prefix []string, script string) error {
-	fmt.Fprintf(d.out, "  agent runs   keylease exec --lease … -- sh -c '%s'\n", script)
-	cmd := exec.CommandContext(ctx, d.start.Exe, append(prefix[1:], "sh", "-c", script)...)
-	cmd.Env, cmd.Stderr = append(d.start.Env, "PATH="+d.env("PATH")), d.err
-	out, err := cmd.Output()
-	if err != nil {
-		return fmt.Errorf("running a command with the key: %w", err)
-	}
-	fmt.Fprintf(d.out, "  agent sees   %s\n", terminal(strings.TrimSpace(string(out))))
-	return nil
-}
-
 func (d *demo) lend(ctx context.Context) error {
 	d.chapter("Then it leases the key itself, for a day. A day is too long, so it gets four hours.")
-	d.note("The value is in the answer, and so in the model's context: that is what delivery value means. delivery: [exec] in the policy rules it out.")
+	d.note("The value is in the answer, and so in the model's context: that is what delivery value means. delivery: [proxy, exec] in the policy rules it out.")
 	if _, err := d.lease("24h", "summarise the test failures"); err != nil {
 		return err
 	}
@@ -241,22 +216,13 @@ func (d *demo) goodbye(ctx context.Context) error {
 }
 
 func (d *demo) lease(howLong, purpose string) (id string, err error) {
-	return d.call("lease_credential", map[string]any{"credential": demoName, "ttl": howLong, "purpose": purpose})
+	return d.call("lease_credential", map[string]any{"credential": demoName, "ttl": howLong, "purpose": purpose, "delivery": "value"})
 }
 
 // call is one tool call. It returns the lease that the answer is about.
 func (d *demo) call(tool string, args map[string]any) (leaseID string, err error) {
 	got, err := d.answer(tool, args)
 	return got.LeaseID, err
-}
-
-// toolAnswer is what the demo looks at in an answer.
-type toolAnswer struct {
-	LeaseID string `json:"lease_id"`
-	Use     struct {
-		CommandPrefix []string `json:"command_prefix"`
-		EnvNames      []string `json:"env_names"`
-	} `json:"use"`
 }
 
 // answer is one tool call, shown as the agent sends and sees it.
