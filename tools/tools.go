@@ -177,6 +177,9 @@ func rawSchema(s mcp.ToolOutputSchema, required ...[]string) json.RawMessage {
 	if err == nil {
 		err = json.Unmarshal(text, &schema)
 	}
+	if err != nil {
+		panic(err) // our own types: cannot fail
+	}
 	var either []any
 	for _, names := range required {
 		either = append(either, map[string]any{"required": names})
@@ -184,7 +187,7 @@ func rawSchema(s mcp.ToolOutputSchema, required ...[]string) json.RawMessage {
 	delete(schema, "required")
 	schema["anyOf"] = either
 	if text, err = json.Marshal(schema); err != nil {
-		panic(err) // our own types: cannot fail
+		panic(err)
 	}
 	return text
 }
