@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"io"
+	stdlog "log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -68,7 +69,7 @@ func TestD6TheWayOutIsTheOperatorsChoice(t *testing.T) {
 			echo(rw, r)
 		}))
 		s.TLS, s.EnableHTTP2 = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{i.leaf.Raw}, PrivateKey: i.key}}}, true
-		s.Config.ErrorLog = nil
+		s.Config.ErrorLog = stdlog.New(io.Discard, "", 0) // it would tell of the certificate that is refused
 		s.StartTLS()
 		t.Cleanup(s.Close)
 		return s.URL
