@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -375,10 +374,4 @@ func (b *bufferPool) Get() []byte { return *b.p.Get().(*[]byte) }
 func (b *bufferPool) Put(v []byte) {
 	clear(v)
 	b.p.Put(&v)
-}
-
-// withoutQuery is what of an address may be written down.
-func withoutQuery(s string) string {
-	s, _, _ = strings.Cut(s, "?")
-	return s
 }

@@ -255,6 +255,7 @@ func TestAProxyWithAnAddressOfItsOwn(t *testing.T) {
 	_ = l.Close()
 	up, _ := forever(t)
 	w.serve("--http", "off")
+	w.ok("ls") // it is up
 	if got, err := do("GET", "http://"+l.Addr().String()+"/x", ""); err != nil || got.status != 403 {
 		t.Errorf("%v %d", err, got.status)
 	}

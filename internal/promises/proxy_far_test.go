@@ -97,14 +97,14 @@ func TestD6WhatComesBackIsMasked(t *testing.T) {
 		"short chunks":    {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{K}", []string{"200"}},
 		"nothing":         {"", []string{"502", "closed the connection"}},
 		"bare close":      {"HTTP/1.0 200 OK\r\n\r\nthe key is {K}", []string{"200", "the key is ", "[secret]"}},
-		"unasked":         {sized("", "ok") + "HTTP/1.1 200 {K}\r\n\r\n{K}", []string{"200", "ok"}},
+		"unasked":         {sized("", "ok") + "{W} {W}\r\n\r\n", []string{"200", "ok"}},
 	}
 	up := far(t, func(path string, conn net.Conn, k string) {
 		name, _ := url.PathUnescape(strings.TrimPrefix(path, "/"))
 		if k != key {
 			t.Errorf("%s came without the key", name)
 		}
-		for i, part := range strings.Split(cases[name].say, "{K}") {
+		for i, part := range strings.Split(strings.ReplaceAll(cases[name].say, "{W}", k), "{K}") {
 			if i > 0 { // in pieces, as a network does
 				for half := range strings.SplitSeq(k[:9]+" "+k[9:], " ") {
 					_, _ = io.WriteString(conn, half)
@@ -217,12 +217,20 @@ func TestD6StreamsPassAtOnce(t *testing.T) {
 	w := newWorld(t)
 	next := make(chan string)
 	up := upstream(t, func(rw http.ResponseWriter, r *http.Request) {
-		rw.Header().Set("Content-Type", "text/event-stream")
+		rw.Header().Set("Content-Type", "application/x-ndjson") // which nobody takes for a stream by its name
 		rw.WriteHeader(200)
 		rw.(http.Flusher).Flush()
-		for text := range next {
-			_, _ = io.WriteString(rw, text)
-			rw.(http.Flusher).Flush()
+		for {
+			select {
+			case text, more := <-next:
+				if !more {
+					return
+				}
+				_, _ = io.WriteString(rw, text)
+				rw.(http.Flusher).Flush()
+			case <-r.Context().Done():
+				return
+			}
 		}
 	})
 	w.seed(proxied("svc", up, ""))
