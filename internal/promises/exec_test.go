@@ -627,13 +627,19 @@ func TestExecWaitsForAPersonsYes(t *testing.T) {
 		t.Errorf("%q, %q", r.out, r.err)
 	}
 	r, id = waits()
-	_ = r.Process.Kill() // it is the same question to whoever comes next
-	again, same := waits()
-	w.stopDaemon() // and at the next daemon
-	w.ok("approve", same)
-	again.ends(0)
+	w.must(r.Process.Signal(syscall.SIGINT)) // whoever waits gives up
+	r.ends(130)
+	r, same := waits()
 	if id != same {
 		t.Errorf("%s became %s", id, same)
+	}
+	_ = r.Process.Kill() // it is the same question to whoever comes next
+	again, next := waits()
+	w.stopDaemon() // and at the next daemon
+	w.ok("approve", next)
+	again.ends(0)
+	if id != next {
+		t.Errorf("%s became %s", id, next)
 	}
 }
 
