@@ -487,7 +487,6 @@ func TestExecOfAnotherUser(t *testing.T) {
 func TestExecOutlivesItsSessionAndTheDaemon(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.configure("grace: 2s\n")
 	w.seed(secretOf("db", ""))
 	a := w.agent("alice")
 	id := lendExec(t, a, "db")
@@ -511,7 +510,6 @@ func TestExecOutlivesItsSessionAndTheDaemon(t *testing.T) {
 			return nil
 		})
 	}
-	time.Sleep(2500 * time.Millisecond) // the grace
 	select {
 	case <-long.ended:
 		t.Fatalf("it was stopped: %q %q", long.out, long.err)
