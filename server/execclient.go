@@ -84,8 +84,12 @@ func (e *Exec) ask(ctx context.Context, q ExecRequest, keep bool) (*execLines, e
 		return nil, err
 	}
 	lines := &execLines{conn: conn}
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() }) // whoever waits for a person may give up
 	err = e.askOn(lines, q, keep)
 	lines.wipe()
+	if !stop() {
+		err = ctx.Err()
+	}
 	if err != nil {
 		_ = conn.Close()
 		return nil, err

@@ -122,7 +122,10 @@ func (a *app) exec(ctx context.Context, f execFlags, q server.ExecRequest, path 
 	}
 	q.Purpose = f.purpose
 	code, err := a.withValue(ctx, f.as, q, func(e *server.Exec) (int, error) { return a.supervise(e, f.file, path, argv) })
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return fail(exitInterrupted, "", "interrupted before the command ran")
+	case err != nil:
 		return ours(err)
 	}
 	return childExit(code)
