@@ -113,8 +113,8 @@ const clients = {
       assert.match(await tell('/echo', '-X', 'DELETE'), / 403 /)
       assert.match(await tell('/echo', '-X', 'CONNECT'), / 40[0-5] /)
       assert.match(await tell('/echo', '-H', 'X-HTTP-Method-Override: DELETE'), / (200|40[03]) /)
-      for (const seen of verdicts(since).filter(v => v.service === 'house')) assert.ok(['/redirect', '/echo'].includes(seen.url) && seen.method === 'GET', `${seen.method} ${seen.url} reached the upstream`)
-      for (const seen of verdicts(since).filter(v => v.service === 'elsewhere')) assert.ok(seen.ok && !seen.url.includes(keys.house), 'the redirect carried the key')
+      for (const seen of verdicts(since).filter(v => v.service === 'house' && !v.cut)) assert.ok(['/redirect', '/echo'].includes(seen.url) && seen.method === 'GET', `${seen.method} ${seen.url} reached the upstream`)
+      for (const seen of verdicts(since).filter(v => v.service === 'elsewhere' && !v.cut)) assert.ok(seen.ok && !seen.url.includes(keys.house), 'the redirect carried the key')
       assert.match(await tell('/echo', '-H', 'Connection: Upgrade', '-H', 'Upgrade: websocket', '-H', 'Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==', '-H', 'Sec-WebSocket-Version: 13', '--http1.1'), /[Ww]eb[Ss]ocket/)
     }
   },

@@ -164,30 +164,23 @@ func outputSchema[T any]() mcp.ToolOption {
 			singleTypes(p)
 		}
 		s.Properties["error"] = map[string]any{"type": "object", "description": "Alone, when the call was refused: code, message, and a hint that says what to do"}
-		required := s.Required
-		s.Required = nil
-		t.OutputSchema, t.RawOutputSchema = mcp.ToolOutputSchema{}, rawSchema(s, required, []string{"error"})
+		t.OutputSchema, t.RawOutputSchema = mcp.ToolOutputSchema{}, rawSchema(s, s.Required, []string{"error"})
 	}
 }
 
 // rawSchema is s, of which one of the lists of required fields must be there.
 func rawSchema(s mcp.ToolOutputSchema, required ...[]string) json.RawMessage {
-	schema := map[string]any{}
-	text, err := json.Marshal(s)
-	if err == nil {
-		err = json.Unmarshal(text, &schema)
-	}
-	if err != nil {
-		panic(err) // our own types: cannot fail
-	}
 	var either []any
 	for _, names := range required {
 		either = append(either, map[string]any{"required": names})
 	}
-	delete(schema, "required")
-	schema["anyOf"] = either
-	if text, err = json.Marshal(schema); err != nil {
-		panic(err)
+	schema := map[string]any{"type": s.Type, "properties": s.Properties, "additionalProperties": s.AdditionalProperties, "anyOf": either}
+	if len(s.Defs) > 0 {
+		schema["$defs"] = s.Defs
+	}
+	text, err := json.Marshal(schema)
+	if err != nil {
+		panic(err) // our own types: cannot fail
 	}
 	return text
 }
