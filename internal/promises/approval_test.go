@@ -383,25 +383,3 @@ func (w *world) typing(keys string, args ...string) outcome {
 	<-read         // the terminal ends with the last who has it open
 	return outcome{said.String(), "", cmd.ProcessState.ExitCode()}
 }
-
-// TestACommandWaitsForAPersonToo: exec says whom to ask, and the same command again finds the yes, once.
-func TestACommandWaitsForAPersonToo(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	w.policy(approvalPolicy("user"))
-	w.seed(secretOf("db", "expose: {env: DB}, policy: {delivery: [exec]}"))
-	run := []string{"exec", "--credential", "db", "--as", "builder", "--", "sh", "-c", "echo got ${#DB}"}
-	o := w.cli(run...)
-	_, id, found := strings.Cut(o.err, "keylease approve ")
-	if o.code == 0 || !found || strings.Contains(o.out, "got") {
-		t.Fatalf("%s", o)
-	}
-	id, _, _ = strings.Cut(id, ".")
-	w.ok("approve", id)
-	if o := w.cli(run...); o.code != 0 || !strings.Contains(o.out, fmt.Sprintf("got %d", len(valueOf("db")))) {
-		t.Fatalf("after the yes: %s", o)
-	}
-	if o := w.cli(run...); o.code == 0 || strings.Contains(o.out, "got") {
-		t.Errorf("one yes ran it twice: %s", o)
-	}
-}
