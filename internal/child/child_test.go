@@ -79,11 +79,11 @@ func TestWhatIsSaidOnOneFileKeepsItsOrder(t *testing.T) {
 func TestWhatDoesNotHeedIsKilledWithItsGroup(t *testing.T) {
 	t.Parallel()
 	for script, want := range map[string]int{
-		`trap '' TERM; sleep 60 & echo $!; while :; do sleep 0.05; done`:               128 + 9,
-		`(trap '' TERM; exec sleep 60) & echo $!; trap 'exit 7' TERM; sleep 60 & wait`: 7,
+		`trap '' TERM; sleep 60 & echo $!; while :; do sleep 0.05; done`:                     128 + 9,
+		`(trap '' TERM; exec sleep 60) & p=$!; trap 'exit 7' TERM; echo $p; sleep 60 & wait`: 7,
 	} {
 		c := try(t, script)
-		c.Grace = 300 * time.Millisecond
+		c.Grace = time.Second
 		line := make([]byte, 20)
 		go func() {
 			n, _ := c.out.Read(line)

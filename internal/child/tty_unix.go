@@ -99,6 +99,14 @@ func (r *run) pause() {
 		who = 0 // our group: the suspend key was for all of the shell's job, and reached the program alone
 	}
 	_ = syscall.Kill(who, syscall.SIGSTOP) // Go gives SIGTSTP no way back to what it does by itself
+	for s := range r.signals {             // a thread may run on for a moment: were we to go on now, so would the program
+		if s == syscall.SIGCONT {
+			break
+		}
+		if s != syscall.SIGTSTP {
+			r.forward(s.(syscall.Signal))
+		}
+	}
 	r.raw()
 	if lent {
 		r.lend()

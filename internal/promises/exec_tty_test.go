@@ -130,13 +130,16 @@ func TestExecBesideATerminal(t *testing.T) {
 	out := filepath.Join(w.home, "out")
 	tty := w.atTerminal("/bin/bash", "--norc", "--noediting", "-i")
 	tty.shows("shell> ")
-	tty.types(w.bin + ` exec --credential db -- sh -c 'echo ready >&2; read x; echo "got $x" >&2; printenv DB; sleep 0.2; read y; echo "got $y too" >&2; exit 3' > ` + out + "; echo code $?\n")
+	tty.types(w.bin + ` exec --credential db -- sh -c 'echo ready >&2; read x; echo "got $x" >&2; printenv DB; echo waiting >&2; read y; echo "got $y too" >&2; exit 3' > ` + out + "; echo code $?\n")
 	tty.shows("ready\r\n")
 	tty.types("one\n")
 	tty.shows("got one\r\n")
+	tty.shows("waiting\r\n") // a shell that is just starting a program can't be stopped: vfork
 	tty.types("\x1a")
 	tty.shows("Stopped")
+	tty.shows("code 147\r\nshell> ") // 128 and SIGSTOP
 	tty.types("fg\n")
+	tty.shows("shell> fg\r\n" + w.bin)
 	tty.types("two\n")
 	tty.shows("got two too\r\n")
 	tty.types("echo code $?\n")
