@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -267,4 +268,39 @@ func far(t *testing.T, answer func(path string, conn net.Conn, key string)) stri
 		}
 	}()
 	return (&url.URL{Scheme: "http", Host: l.Addr().String()}).String()
+}
+
+// TestGitWorksWithAHandle: git sends what it knows only when it is asked, and then gets the key's answer.
+func TestGitWorksWithAHandle(t *testing.T) {
+	t.Parallel()
+	git, err := exec.LookPath("git")
+	if err != nil {
+		t.Skip("there is no git here")
+	}
+	w := newWorld(t)
+	line := func(s string) string { return fmt.Sprintf("%04x%s", len(s)+4, s) }
+	up := upstream(t, func(rw http.ResponseWriter, r *http.Request) {
+		if _, password, _ := r.BasicAuth(); password != keyOf("hub") {
+			rw.WriteHeader(401)
+			return
+		}
+		rw.Header().Set("Content-Type", "application/x-git-upload-pack-advertisement")
+		const commit = "0123456789abcdef0123456789abcdef01234567"
+		_, _ = io.WriteString(rw, line("# service=git-upload-pack\n")+"0000"+line(commit+" refs/heads/main\x00agent=fake\n")+"0000")
+	})
+	w.seed("name: hub, type: api-key, value: " + keyOf("hub") + ", upstream: {service: github, url: \"" + up + "\"}")
+	a := w.agent("claude")
+	b := borrow(t, a, "hub")
+	ls := func() outcome {
+		cmd := exec.Command(git, "-c", "url.http://x-access-token:"+b.handle+"@"+b.addr()+"/.insteadOf=https://github.com/", "ls-remote", "https://github.com/acme/app")
+		cmd.Env = w.env("GIT_TERMINAL_PROMPT=0", "GIT_CONFIG_NOSYSTEM=1")
+		return w.run(cmd, "")
+	}
+	if o := ls(); o.code != 0 || !strings.Contains(o.out, "refs/heads/main") {
+		t.Errorf("%s", o)
+	}
+	call(t, a, "release_lease", args{"lease_id": b.id})
+	if o := ls(); o.code == 0 || !strings.Contains(o.err, "403") {
+		t.Errorf("after the release: %s", o)
+	}
 }
