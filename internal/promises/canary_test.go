@@ -203,12 +203,14 @@ func (s *scan) executed(a *agent) {
 	script := `echo "$RUN_KEY"; printf x%s "$RUN_KEY" | base64 -w0; printf %s "$RUN_KEY" | od -An -v -tx1 | tr -d ' \n'; env >&2`
 	s.cliSays(0, "", "exec", "--as", "canary", "--lease", got.lease(), "--", "sh", "-c", script)
 
-	cmd := exec.Command(s.bin, "exec", "--as", "canary", "--lease", got.lease(), "--", "sh", "-c", "echo $$; exec sleep 60")
+	cmd := exec.Command(s.bin, "exec", "--as", "canary", "--lease", got.lease(), "--", "sh", "-c", "echo $$; read -r line")
 	cmd.Env, cmd.Dir = s.env(), s.home
 	out, err := cmd.StdoutPipe()
 	s.must(err)
+	in, err := cmd.StdinPipe() // it waits for a line that never comes
+	s.must(err)
 	s.must(cmd.Start())
-	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait(); _ = in.Close() }()
 	pid, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
 		s.t.Fatalf("the command did not start: %v", err)
