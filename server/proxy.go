@@ -226,7 +226,8 @@ type proxyWriter struct {
 	control *http.ResponseController
 	longest time.Duration
 	out     atomic.Int64
-	status  int // 0: nothing was sent
+	status  int  // 0: nothing was sent
+	whole   bool // the answer is there as a whole: nobody waits for a piece of it
 
 	mu    sync.Mutex // guards what follows
 	wrote bool
@@ -296,6 +297,9 @@ func (w *proxyWriter) Write(b []byte) (int, error) {
 }
 
 func (w *proxyWriter) FlushError() error {
+	if w.whole {
+		return nil
+	}
 	if !w.next() {
 		return http.ErrAbortHandler
 	}

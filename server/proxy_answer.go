@@ -72,6 +72,7 @@ func (t *passing) maskBody(res *http.Response, decode []decoder) error {
 		b = t.mask.Bytes(b)
 		res.ContentLength = int64(len(b))
 		res.Header["Content-Length"] = []string{strconv.Itoa(len(b))}
+		t.w.whole = true
 		res.Body = &outBody{bytes.NewReader(b), inner, res, t}
 		return nil
 	}

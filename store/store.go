@@ -24,6 +24,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
@@ -48,6 +49,8 @@ type Store struct {
 	log  zerolog.Logger
 	now  func() time.Time
 	dir  string
+
+	space atomic.Pointer[spaceSeen] // see Full
 
 	// mu guards the queue and what is known to be durable.
 	mu     sync.Mutex

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -35,7 +36,25 @@ func fileStamp(f *os.File) (string, error) {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return "", err
 	}
-	return stampOf(uint64(st.Dev), uint64(st.Ino), st.Size, int64(st.Mtim.Sec), int64(st.Mtim.Nsec), int64(st.Ctim.Sec), int64(st.Ctim.Nsec)), nil
+	return stampOf(&st), nil
+}
+
+// pathStamp is fileStamp of what path is itself, without opening it; "" where that can't be told.
+func pathStamp(path string) string {
+	var st unix.Stat_t
+	if unix.Lstat(path, &st) != nil {
+		return ""
+	}
+	return stampOf(&st)
+}
+
+// stampOf changes with the file's content, owner and mode, and with the file.
+func stampOf(st *unix.Stat_t) string {
+	b := make([]byte, 0, 100)
+	for _, n := range [...]int64{int64(st.Dev), int64(st.Ino), st.Size, int64(st.Mtim.Sec), int64(st.Mtim.Nsec), int64(st.Ctim.Sec), int64(st.Ctim.Nsec)} {
+		b = strconv.AppendInt(append(b, ' '), n, 36)
+	}
+	return string(b)
 }
 
 // harden keeps what the daemon holds from core dumps and, where the system can, from other processes of the user.
