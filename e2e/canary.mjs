@@ -3,9 +3,10 @@
 // slot, and in the environment of a command that was given it.
 // Usage: canary.mjs misuse, canary.mjs administer, then canary.mjs scan LOG…, with the other places to search.
 import assert from 'node:assert/strict'
-import { appendFileSync, lstatSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs'
-import { agent, command, far, forms, home, keys, path, run, sleep } from './borrow.mjs'
 import { spawn } from 'node:child_process'
+import { appendFileSync, lstatSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs'
+import { createInterface } from 'node:readline'
+import { agent, command, far, forms, home, keys, path, run, sleep } from './borrow.mjs'
 import { main } from './lend.mjs'
 
 const { E2E_URL: url, E2E_TOKEN: token } = process.env
@@ -120,13 +121,16 @@ function processes () {
 async function scan (logs) {
   // A command that has its key, while we look.
   const child = spawn(command, ['exec', '--as', 'e2e-canary', '--credential', 'exec-e2e', '--', 'sh', '-c', 'echo $$; read -r line'], { cwd: home, env: { HOME: home, PATH: path }, stdio: ['pipe', 'pipe', 'inherit'] })
-  const pid = await new Promise((resolve, reject) => { child.stdout.once('data', resolve); child.once('exit', () => reject(new Error('the command did not start'))) })
+  const pid = await new Promise((resolve, reject) => {
+    createInterface({ input: child.stdout }).once('line', resolve) // it may come in pieces: its end could have been the key's beginning
+    child.once('exit', () => reject(new Error('the command did not start')))
+  })
   const all = processes()
   const holders = all.filter(p => p.read.some(text => found(text)))
   const ours = all.filter(p => p.exe.startsWith(command))
   assert.ok(ours.length >= 2, 'the daemon and the command\'s parent were not found')
   console.log(`${all.length} processes, ${ours.length} of them keylease`)
-  assert.deepEqual(holders.map(p => p.pid), [String(pid).trim()], 'the command alone has the key in its environment')
+  assert.deepEqual(holders.map(p => p.pid), [pid], 'the command alone has the key in its environment')
   child.kill('SIGTERM')
   await new Promise(resolve => child.once('exit', resolve))
 
