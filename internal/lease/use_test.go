@@ -49,9 +49,9 @@ func (w *world) mustBegin(handle string) *Use {
 	return u
 }
 
-// ends is a Use that stops as soon as it is told to.
+// ends is a Use that stops as soon as it is told to, and has to do with the Broker still: a renewal, or a piece of a stream.
 func ends(u *Use) *Use {
-	go func() { <-u.Context().Done(); u.End(Outcome{}) }()
+	go func() { <-u.Context().Done(); u.b.Proxied(); u.End(Outcome{}) }()
 	return u
 }
 
