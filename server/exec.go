@@ -187,7 +187,7 @@ func (q *ExecRequest) plain() bool {
 			named++
 		}
 	}
-	return (named == 1 || named == 0 && q.Origin != "") && (q.TTL == 0 || q.TTL >= time.Second)
+	return (named == 1 || named == 0 && q.Origin != "") && (q.TTL == 0 || q.TTL >= time.Second && q.TTL%time.Second == 0)
 }
 
 // begins reads what the command wants.

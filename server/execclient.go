@@ -120,11 +120,7 @@ func (e *Exec) askOn(lines *execLines, q ExecRequest, keep bool) error {
 	if err != nil {
 		return fmt.Errorf("reading the daemon's answer: %w", err)
 	}
-	head, value, granted := bytes.Cut(line, []byte(`,"value":"`))
-	if granted {
-		value = bytes.TrimSuffix(value, []byte(`"}`))
-		head = append(bytes.Clone(head), '}')
-	}
+	head, value, granted := cutValue(line)
 	if r := refusal(head); r != nil {
 		return r
 	}
@@ -145,6 +141,17 @@ func (e *Exec) askOn(lines *execLines, q ExecRequest, keep bool) error {
 		e.Value = e.Value[:n]
 	}
 	return conn.SetDeadline(time.Time{})
+}
+
+// cutValue takes a grant's line apart: what a decoder may read, and the value. It is the last of the members of that
+// name: metadata may have one too.
+func cutValue(line []byte) (head, value []byte, granted bool) {
+	const key = `,"value":"`
+	at := bytes.LastIndex(line, []byte(key))
+	if at < 0 {
+		return line, nil, false
+	}
+	return append(bytes.Clone(line[:at]), '}'), bytes.TrimSuffix(line[at+len(key):], []byte(`"}`)), true
 }
 
 func waitsFor(line []byte) *ExecApproval {

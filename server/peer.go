@@ -110,7 +110,8 @@ func (m *mcpPeers) join(relay *localPeer) (leave func()) {
 }
 
 // descends reports whether pid is a relay, runs below one, or runs below the program that started one (the agent's
-// client), and which. A session leader (a person's shell), init and keylease itself do not make their children agents.
+// client), and which. A shell that leads its session (a person's), what sessions are started by, init and keylease itself
+// do not make their children agents.
 func (m *mcpPeers) descends(pid int) (why string, yes bool) {
 	m.mu.Lock()
 	suspects := make(map[int]string, 2*len(m.live))
@@ -147,11 +148,21 @@ func (m *mcpPeers) isClient(pid int) bool {
 		return false
 	}
 	p, ok := m.look(pid)
-	if !ok || p.session == pid {
+	if !ok || p.session == pid && leads(p.exe) {
 		return false
 	}
 	return !m.isKeylease(p.exe)
 }
+
+// leads reports whether a program that leads a session is a person's shell, or has sessions of people below it. A client
+// may lead one too: where a terminal, tmux or ssh starts it without a shell. exe is "" for what another user runs.
+func leads(exe string) bool {
+	name := strings.TrimSuffix(filepath.Base(exe), " (deleted)")
+	return exe == "" || slices.Contains(leaders[:], name)
+}
+
+var leaders = [...]string{"sh", "ash", "bash", "busybox", "csh", "dash", "elvish", "fish", "ksh", "ksh93", "mksh", "nu", "oksh", "pwsh", "rbash", "tcsh", "xonsh", "yash", "zsh",
+	"init", "systemd", "launchd", "runit", "s6-svscan", "tini", "dumb-init", "docker-init", "catatonit", "login", "sshd", "sshd-session", "su", "sudo", "tmux", "screen", "SCREEN", "zellij", "dtach"}
 
 func (m *mcpPeers) isKeylease(exe string) bool {
 	exe = strings.TrimSuffix(exe, " (deleted)")

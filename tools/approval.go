@@ -97,8 +97,8 @@ func (a agent) askClient(ctx context.Context, caller identity.Caller, w lease.Wa
 		result, err := mcpserver.ServerFromContext(ctx).RequestElicitation(asking, mcp.ElicitationRequest{
 			Request: mcp.Request{Method: string(mcp.MethodElicitationCreate)}, Params: form(w)})
 		if err != nil {
-			a.Log.Debug().Err(err).Str("approval_id", w.ID).Msg("a client gave no answer")
-			a.questions.forget(w.ID) // another connection may ask
+			a.Log.Debug().Str("error", lease.CleanText(err.Error(), 200)).Str("approval_id", w.ID).Msg("a client gave no answer") // perhaps in its own words
+			a.questions.forget(w.ID)                                                                                              // another connection may ask
 		} else if _, err := a.heard(context.WithoutCancel(ctx), caller, w, result); err != nil {
 			a.Log.Debug().Err(err).Str("approval_id", w.ID).Msg("a client's answer came too late")
 		}

@@ -122,6 +122,7 @@ func (b *Broker) valueMAC(v secret.Secret) []byte {
 
 // Rotate gives a credential a new value. Live leases keep the old version until they end, unless revokeLeases.
 func (b *Broker) Rotate(_ context.Context, admin identity.Caller, name string, value secret.Secret, revokeLeases bool) (CredentialInfo, error) {
+	defer b.uses.gone() // without mu: a use may want it on its way out
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	c, err := b.changeable(name)
@@ -175,6 +176,7 @@ func (b *Broker) changeable(name string) (*credential, error) {
 
 // RevokeCredential ends every lease of a credential and lends it no more. It is kept for the record; Remove forgets it.
 func (b *Broker) RevokeCredential(_ context.Context, admin identity.Caller, name string) (CredentialInfo, error) {
+	defer b.uses.gone() // without mu: a use may want it on its way out
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := b.ready(); err != nil {
@@ -203,6 +205,7 @@ func (b *Broker) RevokeCredential(_ context.Context, admin identity.Caller, name
 // Remove ends every lease of a credential, forgets it, and has its keys destroyed. A new one of the same name is
 // another credential: nothing of the old is alive in it.
 func (b *Broker) Remove(_ context.Context, admin identity.Caller, name string) error {
+	defer b.uses.gone() // without mu: a use may want it on its way out
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := b.ready(); err != nil {
@@ -244,9 +247,7 @@ func (b *Broker) revokeAll(admin identity.Caller, set map[*lease]struct{}, reaso
 			return 0, err
 		}
 	}
-	err := b.barrier()
-	b.uses.gone()
-	return n, err
+	return n, b.barrier()
 }
 
 // barrier waits until everything submitted so far is durable: also what somebody else submitted and this answer rests
@@ -261,6 +262,7 @@ func (b *Broker) barrier() error {
 
 // EndLease releases any lease, for an admin.
 func (b *Broker) EndLease(_ context.Context, admin identity.Caller, id string) (Ended, error) {
+	defer b.uses.gone() // without mu: a use may want it on its way out
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := b.ready(); err != nil {
@@ -281,7 +283,6 @@ func (b *Broker) EndLease(_ context.Context, admin identity.Caller, id string) (
 	if err == nil {
 		_, err = b.settleLocked(w)
 	}
-	b.uses.gone()
 	return ended, err
 }
 

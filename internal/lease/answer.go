@@ -175,14 +175,34 @@ func (ix *index) applyApproval(e *store.Entry) error {
 	switch e.Event {
 	case store.EventApprovalGranted:
 		a.State, a.Expires = Approved, detailTime(e, "expires_at")
-		delete(ix.denials, key)
+		if a.By == policy.Operator || !ix.denials[key].Operator { // a client's word takes back no more than clients said
+			delete(ix.denials, key)
+		}
 	case store.EventApprovalDenied:
-		a.State, a.Over = Denied, e.Time
-		ix.denials[key] = denials{ix.denials[key].InARow + 1, e.Time}
+		ix.close(a, Denied, e.Time)
+		no := ix.denials[key]
+		ix.denials[key] = denials{no.InARow + 1, e.Time, no.Operator || a.By == policy.Operator}
 	case store.EventApprovalExpired:
-		a.State, a.Over = Lapsed, e.Time
+		ix.close(a, Lapsed, e.Time)
 	}
 	return nil
+}
+
+// close ends a question, which is remembered for a while.
+func (ix *index) close(a *approval, as ApprovalState, at time.Time) {
+	if a.Over.IsZero() {
+		ix.answered = append(ix.answered, a)
+	}
+	a.State, a.Over = as, at
+	ix.forgetAnswered(at)
+}
+
+// forgetAnswered forgets the questions that were over long ago, or of which there are too many since.
+func (ix *index) forgetAnswered(now time.Time) {
+	for len(ix.answered) > maxAnswered || len(ix.answered) > 0 && now.Sub(ix.answered[0].Over) > keepAnswered {
+		delete(ix.asked, ix.answered[0].ID)
+		ix.answered = ix.answered[1:]
+	}
 }
 
 func (ix *index) applyAsked(e *store.Entry) error {
@@ -194,7 +214,7 @@ func (ix *index) applyAsked(e *store.Entry) error {
 	if err != nil {
 		return fmt.Errorf("entry %d: %w", e.Seq, err)
 	}
-	maps.DeleteFunc(ix.asked, func(_ string, a *approval) bool { return !a.Over.IsZero() && e.Time.Sub(a.Over) > keepAnswered })
+	ix.forgetAnswered(e.Time)
 	maps.DeleteFunc(ix.denials, func(_ string, d denials) bool { return e.Time.Sub(d.Last) > keepAnswered })
 	ix.asked[e.Details["approval_id"]] = &approval{ID: e.Details["approval_id"], State: Pending, Shown: e.Details["question"],
 		Capped: e.Details["ttl_capped"] == "true", Asked: e.Time, Expires: detailTime(e, "expires_at"),
@@ -216,7 +236,7 @@ func (ix *index) applySpent(e *store.Entry, l *lease) error {
 	if a == nil || a.State != Approved {
 		return fmt.Errorf("entry %d spends approval %s, which nobody gave", e.Seq, id)
 	}
-	a.State, a.Over = Spent, e.Time
+	ix.close(a, Spent, e.Time)
 	l.approvedBy, l.approvedTo = a.By, e.Time.Add(a.TTL)
 	return nil
 }

@@ -19,8 +19,10 @@ const (
 	// maxDenials in a row, and whoever asks through the same rate key asks nobody anything for backOff.
 	maxDenials = 2
 	backOff    = 15 * time.Minute
-	// keepAnswered is how long a question that is over is remembered, so that whoever asked hears how it ended.
+	// keepAnswered is how long a question that is over is remembered, so that whoever asked hears how it ended, and
+	// maxAnswered how many are: a client that says yes by itself can ask many times a second.
 	keepAnswered = time.Hour
+	maxAnswered  = 1024
 )
 
 // ApprovalState is where a question is. Only Approved opens a lease, and only one.
@@ -56,8 +58,9 @@ func (a *approval) open(now time.Time) bool {
 
 // denials are the times in a row that people said no to one rate key.
 type denials struct {
-	InARow int       `json:"in_a_row"`
-	Last   time.Time `json:"last"`
+	InARow   int       `json:"in_a_row"`
+	Last     time.Time `json:"last"`
+	Operator bool      `json:"operator,omitempty"` // one of them was an operator's: only an operator's yes takes it back
 }
 
 // Waiting is a lease that a person has to agree to first.
@@ -231,12 +234,6 @@ func (a *approval) refusal() *Refusal {
 		return refuse(ApprovalDenied, "this approval has been used: it opens one lease", hintLookAtList)
 	}
 	return refuse(ApprovalDenied, "this approval is over"+why, "Call lease_credential with the credential to ask anew, if the work still needs it; tell the user that you do.")
-}
-
-// refusal is for who can't come back with the approval's id, but can ask the same again: that finds the yes.
-func (w Waiting) refusal() *Refusal {
-	return refuse(ApprovalDenied, fmt.Sprintf("a person has to agree to this first, and has not yet: approval %s, until %s", w.ID, w.ExpiresAt.UTC().Format(time.RFC3339)),
-		"Tell the user what you want to run. An operator agrees in a terminal of their own with: keylease approve "+w.ID+". Then run the very same command again.")
 }
 
 // moot says why no answer to a can be of use any more; "" while one can. Caller holds mu.

@@ -3,6 +3,7 @@ package lease
 import (
 	"context"
 	"reflect"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -374,4 +375,46 @@ func TestWaitingEndsWithTheAnswer(t *testing.T) {
 	cancel()
 	w.Await(ctx, c, w.asks(c, Request{Credential: "other"}).ID)
 	w.Await(context.Background(), w.agent("stranger"), q.ID)
+}
+
+func TestAClientsYesDoesNotTakeBackAPersonsNo(t *testing.T) {
+	w := newWorld(t)
+	w.setPolicy("version: 1\nrules:\n  - {name: p, identities: ['*'], credentials: [key, other], approval: operator}\n  - {name: u, identities: ['*'], credentials: [mine], approval: user}\n")
+	w.put("key", "sk-fake-1", policy.CredentialPolicy{})
+	w.put("other", "sk-fake-1", policy.CredentialPolicy{})
+	w.put("mine", "sk-fake-2", policy.CredentialPolicy{})
+	c := w.agent("claude")
+	w.denies(w.asks(c, Request{Credential: "key"}).ID, "")
+	if err := w.ClientAnswered(context.Background(), c, w.asks(c, Request{Credential: "mine"}).ID, true); err != nil {
+		t.Fatal(err)
+	}
+	w.denies(w.asks(c, Request{Credential: "other"}).ID, "")
+	_, err := w.Lease(context.Background(), c, Request{Credential: "key", Purpose: "again"})
+	wantCode(t, err, ApprovalDenied)
+}
+
+func TestAnsweredQuestionsDoNotPileUp(t *testing.T) {
+	w := newWorld(t)
+	for i := range 3 * maxAnswered {
+		id := strconv.Itoa(i)
+		asked := &store.Entry{Seq: uint64(i), Time: w.now, Event: store.EventApprovalAsked, Identity: store.EntryIdentity{Type: "agent", Name: "a", Proof: "declared"},
+			Details: map[string]string{"approval_id": id, "ttl": "1m", "expires_at": stamp(w.now.Add(ApprovalFor))}}
+		over := &store.Entry{Seq: uint64(i), Time: w.now, Event: store.EventApprovalExpired, Details: map[string]string{"approval_id": id}}
+		if err := w.ix.applyApproval(asked); err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			continue // waits
+		}
+		if err := w.ix.applyApproval(over); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(w.ix.asked) > maxAnswered+1 || w.ix.asked["0"] == nil || w.ix.asked[strconv.Itoa(3*maxAnswered-1)] == nil {
+		t.Errorf("%d are remembered, or not the open and the newest ones", len(w.ix.asked))
+	}
+	w.restart(true)
+	if len(w.ix.answered) != len(w.ix.asked)-1 {
+		t.Errorf("after a restart %d answered ones of %d are known as such", len(w.ix.answered), len(w.ix.asked)-1)
+	}
 }

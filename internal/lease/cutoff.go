@@ -93,9 +93,7 @@ func (b *Broker) cutOff(admin identity.Caller, f Filter, reason string) (int, er
 	}
 	b.uses.endWhere(func(id string) bool { l := b.ix.leases[id]; return l == nil || l.held.cut != nil }, reason)
 	b.poke()
-	err := b.barrier()
-	b.uses.gone()
-	return ended, err
+	return ended, b.barrier()
 }
 
 // writeCut writes the terminal Entries of at most max leases that a cutoff ended. Caller holds mu.
@@ -120,6 +118,7 @@ func (b *Broker) writeCut(now time.Time, max int) (all []written, err error) {
 // comes to it.
 func (b *Broker) RevokeLeases(_ context.Context, admin identity.Caller, f Filter) (int, error) {
 	const reason = "revoked by an admin"
+	defer b.uses.gone() // without mu: a use may want it on its way out
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := b.ready(); err != nil {

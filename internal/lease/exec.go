@@ -60,11 +60,11 @@ func (b *Broker) Exec(ctx context.Context, caller identity.Caller, r ExecRequest
 	}
 	e := u.entry
 	e.Details["phase"] = "begun"
-	u.told.Store(true)
 	if err := b.submitAndSettle(e); err != nil {
 		b.drop(u)
 		return nil, err
 	}
+	u.told.Store(true)
 	if u, err = b.handOver(u, at); err == nil && r.Keep {
 		u.freshen(ctx)
 	}
@@ -102,11 +102,18 @@ func (b *Broker) admitExec(ctx context.Context, caller identity.Caller, r *ExecR
 		if g.Waiting != nil {
 			return nil, sealedAt{}, &NeedsApproval{*g.Waiting}
 		}
-		if g.Waiting != nil {
-			return nil, sealedAt{}, g.Waiting.refusal()
-		}
 		r.LeaseID, r.Opened = g.LeaseID, !r.Keep
 	}
+	u, at, err := b.startExec(caller, r, argv)
+	if err != nil && opens { // nobody else knows of it
+		if _, err := b.Release(ctx, caller, r.LeaseID); err != nil {
+			b.cfg.Log.Warn().Err(err).Str("lease_id", r.LeaseID).Msg("a lease that was opened for a command that may not begin could not be released; it ends with its time")
+		}
+	}
+	return u, at, err
+}
+
+func (b *Broker) startExec(caller identity.Caller, r *ExecRequest, argv []string) (*Use, sealedAt, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := b.now()
@@ -229,14 +236,22 @@ func (b *Broker) adoptInto(l *lease, session string, now time.Time) (written, er
 
 // ran is what follows the end of a command: the lease that was opened for it is released with the last one, any other
 // goes back to whoever held it, or to nobody.
-func (b *Broker) ran(u *Use, last bool) {
-	ctx := context.Background()
-	if last && b.uses.wasOpened(u.Lease.LeaseID) {
-		if _, err := b.Release(ctx, identity.Caller{Principal: u.owner, Session: u.session, Transport: "local"}, u.Lease.LeaseID); err != nil && AsRefusal(err).Code != LeaseEnded {
-			b.cfg.Log.Warn().Err(err).Str("lease_id", u.Lease.LeaseID).Msg("a lease that was opened for a command could not be released; it ends with its time")
-		}
+func (b *Broker) ran(u *Use) {
+	id := u.Lease.LeaseID
+	b.mu.Lock()
+	var w written
+	var err error
+	if b.uses.idle(id) { // under the lock under which commands join: none gets a lease that is on its way out
+		_, w, err = b.giveBack(identity.Caller{Principal: u.owner, Session: u.session, Transport: "local"}, id)
 	}
-	b.Detach(ctx, u.session)
+	b.mu.Unlock()
+	if err == nil && w.pending != nil {
+		_, err = b.settle(w)
+	}
+	if codeOf(err) != "" && codeOf(err) != LeaseEnded {
+		b.cfg.Log.Warn().Err(err).Str("lease_id", id).Msg("a lease that was opened for a command could not be released; it ends with its time")
+	}
+	b.Detach(context.Background(), u.session)
 }
 
 // Renew extends the lease of a use, as its holder would: policy is asked, and the ceiling stays. It returns when the

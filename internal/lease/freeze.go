@@ -23,6 +23,7 @@ const MaxReason = 200
 // that was granted a moment ago included. Listing, releasing, revoking and the admin's other verbs go on. Frozen
 // already: it stays as it is, with the first reason. When it returns without error it is on disk.
 func (b *Broker) Freeze(_ context.Context, admin identity.Caller, reason string) (Frozen, error) {
+	defer b.uses.gone() // without mu: a use may want it on its way out
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := b.ready(); err != nil {
@@ -41,9 +42,7 @@ func (b *Broker) Freeze(_ context.Context, admin identity.Caller, reason string)
 	b.uses.endWhere(func(string) bool { return true }, "the operator has frozen keylease")
 	is := *b.ix.frozen
 	is.Already = already
-	err := b.barrier()
-	b.uses.gone()
-	return is, err
+	return is, b.barrier()
 }
 
 // Thaw lends again. It reports whether there was anything to thaw.

@@ -16,26 +16,27 @@ import (
 // with an Entry that is being written or was read back, so that a rebuilt index can't differ from a live one.
 // The Broker's mutex guards all of it.
 type index struct {
-	creds   map[string]*credential // by name
-	byID    map[string]*credential
-	names   []string // sorted; what list_credentials pages over
-	leases  map[string]*lease
-	handles map[[32]byte]*lease // by the keyed hash of the handle
-	due     deadlines
-	holders map[identity.Holder]*holding // what each identity holds since its last cutoff
-	cut     []*holding                   // what cutoffs ended, as long as a terminal Entry is missing
-	owners  map[identity.Principal]map[*lease]struct{}
-	ended   endedRing
-	tokens  map[string]*token
-	removed map[string]bool           // names that were removed: a seed file does not bring them back
-	destroy map[store.ValueRef]string // versions whose key can go, and the credential's name
-	policy  policyMark                // the policy that governs
-	frozen  *Frozen                   // nil: keylease lends
-	secrets map[[32]byte]tokenText    // by the keyed hash of the token's text
-	asked   map[string]*approval      // by id: the open ones and, for a while, how the others ended
-	denials map[string]denials        // by rate key
-	seq     uint64                    // of the newest Entry read back from the trail
-	newest  time.Time                 // of any Entry read back from the trail
+	creds    map[string]*credential // by name
+	byID     map[string]*credential
+	names    []string // sorted; what list_credentials pages over
+	leases   map[string]*lease
+	handles  map[[32]byte]*lease // by the keyed hash of the handle
+	due      deadlines
+	holders  map[identity.Holder]*holding // what each identity holds since its last cutoff
+	cut      []*holding                   // what cutoffs ended, as long as a terminal Entry is missing
+	owners   map[identity.Principal]map[*lease]struct{}
+	ended    endedRing
+	tokens   map[string]*token
+	removed  map[string]bool           // names that were removed: a seed file does not bring them back
+	destroy  map[store.ValueRef]string // versions whose key can go, and the credential's name
+	policy   policyMark                // the policy that governs
+	frozen   *Frozen                   // nil: keylease lends
+	secrets  map[[32]byte]tokenText    // by the keyed hash of the token's text
+	asked    map[string]*approval      // by id: the open ones and, for a while, how the others ended
+	denials  map[string]denials        // by rate key
+	answered []*approval               // those of asked that are over, the first first
+	seq      uint64                    // of the newest Entry read back from the trail
+	newest   time.Time                 // of any Entry read back from the trail
 }
 
 type policyMark struct {
@@ -50,11 +51,12 @@ type credential struct {
 	leases  map[*lease]struct{}
 	plan    *use.Plan // what rec's upstream means; nil: it has none
 	damaged string    // why its record can't be believed; "" when it can
+	hash    string    // see terms; "": not asked for yet
 }
 
 // is makes r the record of c. What its upstream can't mean was refused when it was stored.
 func (c *credential) is(r credentialRecord) {
-	c.rec, c.plan = r, nil
+	c.rec, c.plan, c.hash = r, nil, ""
 	if r.Upstream != nil {
 		c.plan, _ = r.Upstream.Plan()
 	}

@@ -2,6 +2,8 @@ package lease
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -52,18 +54,15 @@ func (s *uses) add(u *Use) {
 	s.of[id][u] = struct{}{}
 }
 
-// remove reports whether u was the last use of its lease.
-func (s *uses) remove(u *Use) (last bool) {
+func (s *uses) remove(u *Use) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	id := u.Lease.LeaseID
 	delete(s.cut, u)
 	delete(s.of[id], u)
-	if len(s.of[id]) > 0 {
-		return false
+	if len(s.of[id]) == 0 {
+		delete(s.of, id)
 	}
-	delete(s.of, id)
-	return true
 }
 
 // opened notes that a lease was opened for a command.
@@ -73,6 +72,13 @@ func (s *uses) opened(id string, yes bool) {
 	if yes {
 		s.commands[id] = true
 	}
+}
+
+// idle reports whether a lease was opened for commands of which none runs any more.
+func (s *uses) idle(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.commands[id] && len(s.of[id]) == 0
 }
 
 func (s *uses) wasOpened(id string) bool {
@@ -120,34 +126,28 @@ func (s *uses) stop(all map[*Use]struct{}, why string) {
 	}
 }
 
-// gone waits until everything that was cut off has stopped, but no longer than cutTime.
+// gone waits until everything that was cut off before has stopped, but no longer than cutTime.
 func (s *uses) gone() {
-	var deadline <-chan time.Time
-	for u := s.stopping(); u != nil; u = s.stopping() {
-		if deadline == nil {
-			deadline = time.After(cutTime)
-		}
+	s.mu.Lock()
+	told := slices.Collect(maps.Keys(s.cut))
+	s.mu.Unlock()
+	if len(told) == 0 {
+		return
+	}
+	deadline := time.NewTimer(cutTime)
+	defer deadline.Stop()
+	for _, u := range told {
 		select {
 		case <-u.done:
+		case <-deadline.C: // nobody else need wait for these
 			s.mu.Lock()
-			delete(s.cut, u)
-			s.mu.Unlock()
-		case <-deadline: // nobody else need wait for these
-			s.mu.Lock()
-			clear(s.cut)
-			s.mu.Unlock()
+			defer s.mu.Unlock()
+			for _, u := range told {
+				delete(s.cut, u)
+			}
 			return
 		}
 	}
-}
-
-func (s *uses) stopping() *Use {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for u := range s.cut {
-		return u
-	}
-	return nil
 }
 
 // spend takes one proxied request out of the rate of a lease.

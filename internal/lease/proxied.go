@@ -17,6 +17,7 @@ func (b *Broker) Proxied() int {
 // RevokeProxied ends every lease that is used through the proxy, and returns how many those were. It is for a proxy that
 // can't be where its users look for it: their handles may be sent to somebody else.
 func (b *Broker) RevokeProxied(_ context.Context, reason string) (int, error) {
+	defer b.uses.gone() // without mu: a use may want it on its way out
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := b.ready(); err != nil {

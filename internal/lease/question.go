@@ -90,8 +90,11 @@ func deliveryWords(d policy.Delivery) string {
 	return string(d)
 }
 
-// terms is a hash of what c is apart from its values.
+// terms is a hash of what c is apart from its values. It is asked for at each look at a question. Caller holds mu.
 func (c *credential) terms() string {
+	if c.hash != "" {
+		return c.hash
+	}
 	r := c.rec
 	r.Versions, r.UpdatedAt, r.SeededValue, r.SeededRest = nil, time.Time{}, nil, nil
 	plain, err := json.Marshal(r)
@@ -99,7 +102,8 @@ func (c *credential) terms() string {
 		panic(err) // strings, times and numbers: cannot fail
 	}
 	sum := sha256.Sum256(plain)
-	return hex.EncodeToString(sum[:])
+	c.hash = hex.EncodeToString(sum[:])
+	return c.hash
 }
 
 // questionFor is what a person is asked where d wants an approval. Caller holds mu.

@@ -61,6 +61,7 @@ func (b *Broker) Seed(_ context.Context, admin identity.Caller, items []SeedItem
 	if err := errors.Join(faults...); err != nil {
 		return nil, refuse(InvalidArgument, "nothing was seeded:\n"+err.Error(), "Correct these items and seed again.")
 	}
+	defer b.uses.gone() // without mu: a use may want it on its way out
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := b.ready(); err != nil {

@@ -154,7 +154,11 @@ func (ix *index) restore(data []byte) error {
 			return fmt.Errorf("the snapshot has an approval twice, or none where one should be")
 		}
 		ix.asked[a.ID] = a
+		if !a.Over.IsZero() {
+			ix.answered = append(ix.answered, a)
+		}
 	}
+	slices.SortFunc(ix.answered, func(x, y *approval) int { return x.Over.Compare(y.Over) })
 	maps.Copy(ix.denials, s.Denials)
 	for _, e := range s.Ended {
 		ix.ended.add(e)

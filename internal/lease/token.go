@@ -134,6 +134,7 @@ func (b *Broker) RotateToken(_ context.Context, admin identity.Caller, id string
 
 // RevokeToken ends a token, in each of its texts, and every lease taken with it.
 func (b *Broker) RevokeToken(_ context.Context, admin identity.Caller, id string) (TokenInfo, error) {
+	defer b.uses.gone() // without mu: a use may want it on its way out
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	t, err := b.token(id)

@@ -102,7 +102,7 @@ func (u *Use) End(o Outcome) {
 		u.Value.Wipe()
 		u.cancel(nil)
 		close(u.done) // before any lock: whoever ends the lease waits for it
-		last := u.b.uses.remove(u)
+		u.b.uses.remove(u)
 		details := map[string]string{"duration_ms": strconv.FormatInt(u.b.now().Sub(u.began).Milliseconds(), 10)}
 		for field, n := range map[string]int64{"status": int64(o.Status), "bytes_in": o.In, "bytes_out": o.Out} {
 			if n != 0 {
@@ -120,7 +120,7 @@ func (u *Use) End(o Outcome) {
 			u.b.recordUse(e)
 		}
 		if u.session != "" { // what was told is told in order: then the lease
-			u.b.ran(u, last)
+			u.b.ran(u)
 		}
 	})
 }
@@ -174,9 +174,12 @@ func (b *Broker) drop(u *Use) {
 	u.once.Do(func() {
 		u.cancel(nil)
 		close(u.done)
-		last := b.uses.remove(u)
+		b.uses.remove(u)
+		if u.told.Load() {
+			b.recordUse(u.with(map[string]string{"phase": "ended", "reason": "the value was not handed over"}))
+		}
 		if u.session != "" {
-			b.ran(u, last)
+			b.ran(u)
 		}
 	})
 }

@@ -49,9 +49,9 @@ func (w *world) mustBegin(handle string) *Use {
 	return u
 }
 
-// ends is a Use that stops as soon as it is told to.
+// ends is a Use that stops as soon as it is told to, and has to do with the Broker still: a renewal, or a piece of a stream.
 func ends(u *Use) *Use {
-	go func() { <-u.Context().Done(); u.End(Outcome{}) }()
+	go func() { <-u.Context().Done(); u.b.Proxied(); u.End(Outcome{}) }()
 	return u
 }
 
@@ -289,5 +289,77 @@ func TestCommandsStartedAtOnceShareOneLease(t *testing.T) {
 	all.Wait()
 	if ran.Load() != 64 || len(w.ix.leases) != 0 || len(w.sessions) != 0 {
 		t.Errorf("%d commands ran; %d leases and %d sessions are left", ran.Load(), len(w.ix.leases), len(w.sessions))
+	}
+}
+
+func TestACommandIsNotStoppedByTheEndOfAnother(t *testing.T) {
+	w := newWorld(t)
+	w.setPolicy("version: 1\nlimits: {leaseRate: 0}\nrules:\n  - {name: all, identities: ['*'], credentials: ['*'], delivery: [exec]}\n")
+	w.put("key", "sk-fake-1", policy.CredentialPolicy{MaxLeases: 1})
+	var all sync.WaitGroup
+	var ran, cut atomic.Int32
+	for i := range 8 {
+		all.Go(func() {
+			for range 12 {
+				u, err := w.Exec(context.Background(), w.shell(), ExecRequest{Credential: "key"})
+				if err != nil {
+					t.Errorf("a command was refused: %v", err)
+					continue
+				}
+				time.Sleep(time.Duration(i) * 300 * time.Microsecond)
+				ran.Add(1)
+				if u.Why() != "" {
+					cut.Add(1)
+				}
+				u.End(Outcome{})
+			}
+		})
+	}
+	all.Wait()
+	if cut.Load() != 0 || len(w.ix.leases) != 0 || len(w.sessions) != 0 {
+		t.Errorf("%d of %d commands were stopped, though nobody took their lease back; %d leases and %d sessions left", cut.Load(), ran.Load(), len(w.ix.leases), len(w.sessions))
+	}
+}
+
+func TestAHungUseOfOneLeaseDoesNotHurryTheEndOfAnother(t *testing.T) {
+	s := newUses()
+	begin := func(id string) *Use {
+		u := &Use{Lease: Grant{LeaseID: id}, done: make(chan struct{})}
+		u.ctx, u.cancel = context.WithCancelCause(context.Background())
+		s.add(u)
+		return u
+	}
+	begin("hung")
+	good := begin("good")
+	s.end("hung", "released")
+	first := make(chan struct{})
+	go func() { s.gone(); close(first) }()
+	time.Sleep(cutTime / 2)
+	s.end("good", "released") // and its Entry is on its way to the disk when the first one gives up
+	<-first
+	go func() { time.Sleep(cutTime / 4); close(good.done) }()
+	s.gone()
+	select {
+	case <-good.done:
+	default:
+		t.Error("the second one was told that its use had stopped, which went on")
+	}
+}
+
+func TestARefusedCommandLeavesNoLease(t *testing.T) {
+	w, ctx := newWorld(t), context.Background()
+	w.put("key", "sk-fake-1", policy.CredentialPolicy{})
+	for range 40 {
+		done := make(chan struct{})
+		go func() { _, _ = w.Freeze(ctx, operator, ""); close(done) }()
+		u, err := w.Exec(ctx, w.shell(), ExecRequest{Credential: "key"})
+		if err == nil {
+			u.End(Outcome{})
+		}
+		<-done
+		_, _ = w.Thaw(ctx, operator)
+	}
+	if len(w.ix.leases) != 0 {
+		t.Errorf("%d leases are left", len(w.ix.leases))
 	}
 }
