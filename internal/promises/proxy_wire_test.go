@@ -31,8 +31,9 @@ func TestAnAnswerDoesNotWaitForTheBody(t *testing.T) {
 		}[path])
 		_, _ = io.Copy(io.Discard, conn)
 	})
-	w.seed(proxied("svc", up, ""))
-	b := borrow(t, w.agent("claude"), "svc")
+	w.seed(proxied("svc", up, ""), proxied("whole", upstream(t, echo), ""))
+	a := w.agent("claude")
+	b := borrow(t, a, "svc")
 	for path, want := range map[string]int{"/refuses": 401, "/streams": 200} {
 		conn, err := net.Dial("tcp", b.addr())
 		w.must(err)
@@ -57,6 +58,20 @@ func TestAnAnswerDoesNotWaitForTheBody(t *testing.T) {
 		if rest, _ := io.ReadAll(r); len(rest) > 0 {
 			t.Errorf("what was left of a body had an answer: %.300q", rest)
 		}
+	}
+	conn, err := net.Dial("tcp", b.addr())
+	w.must(err)
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	handle, r, body := borrow(t, a, "whole").handle, bufio.NewReader(conn), strings.Repeat("x", 100<<10)
+	for i := range 20 { // an answer to the whole of a request leaves the connection open
+		_, err := fmt.Fprintf(conn, "POST /x HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s", handle, len(body), body)
+		w.must(err)
+		res, err := http.ReadResponse(r, nil)
+		if err != nil || res.StatusCode != 200 || res.Close {
+			t.Fatalf("%d: %v %+v", i, err, res)
+		}
+		_, _ = io.Copy(io.Discard, res.Body)
 	}
 	close(came)
 	for path := range came {
