@@ -308,67 +308,6 @@ func (w *proxyWriter) FlushError() error {
 
 func (w *proxyWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// inBody is a request's body on its way to the upstream.
-type inBody struct {
-	io.ReadCloser
-	use     *lease.Use
-	w       *proxyWriter
-	longest time.Duration
-	in      atomic.Int64
-	failed  atomic.Bool // it did not come whole
-	since   time.Time   // when the deadline was set
-
-	mu   sync.Mutex // guards what follows
-	done bool       // it was read to its end: the deadline is no longer ours
-	cut  bool
-}
-
-func (b *inBody) count() int64 {
-	if b == nil {
-		return 0
-	}
-	return b.in.Load()
-}
-
-func (b *inBody) Read(into []byte) (int, error) {
-	if err := b.use.Err(); err != nil {
-		b.failed.Store(true)
-		return 0, err
-	}
-	if now := time.Now(); now.Sub(b.since) > b.longest/10 {
-		b.since = now
-		b.deadline(now.Add(b.longest), false)
-	}
-	n, err := b.ReadCloser.Read(into)
-	b.in.Add(int64(n))
-	if err != nil {
-		b.failed.Store(!errors.Is(err, io.EOF))
-		b.deadline(time.Time{}, true)
-	}
-	return n, err
-}
-
-func (b *inBody) deadline(at time.Time, done bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.cut && !b.done {
-		_ = b.w.control.SetReadDeadline(at)
-	}
-	b.done = b.done || done
-}
-
-// interrupt ends a Read that waits for the client.
-func (b *inBody) interrupt(past time.Time) {
-	if b == nil {
-		return
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.cut = true; !b.done {
-		_ = b.w.control.SetReadDeadline(past)
-	}
-}
-
 // buffers are what answers are copied through.
 var buffers = bufferPool{sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}}
 

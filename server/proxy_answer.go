@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -16,6 +17,7 @@ import (
 	"syscall"
 
 	"keylease/internal/lease"
+	"keylease/internal/use"
 )
 
 // smallAnswer is up to what length, in bytes, an answer that says its length is read as a whole: its length can be said
@@ -43,7 +45,7 @@ func (p *proxy) answered(res *http.Response) error {
 		return badGateway(502, "the upstream answered in an encoding that keylease can't undo, and so can't mask", "Ask the operator; this is not something to retry.")
 	}
 	encoded := len(res.Header["Content-Encoding"]) > 0
-	t.location(res.Header)
+	t.leadBack(res.Header)
 	t.maskHeader(res.Header)
 	t.maskHeader(res.Trailer)
 	if !t.Lease.Plan.KeepsCookies() {
@@ -54,6 +56,9 @@ func (p *proxy) answered(res *http.Response) error {
 	}
 	if encoded {
 		res.Header.Del("Content-Length")
+	}
+	if t.body.stillComes() { // net/http would wait for it before it sends the answer
+		res.Header["Connection"] = []string{"close"}
 	}
 	if empty {
 		return nil
@@ -99,27 +104,45 @@ func (t *passing) maskHeader(h http.Header) {
 	}
 }
 
-// location leads a redirect within the upstream back through us, by a path: whoever follows it would otherwise take the
-// handle there, where it opens nothing. One that leads elsewhere is handed back as it is, and not followed.
-func (t *passing) location(h http.Header) {
-	to, err := url.Parse(h.Get("Location"))
-	if err != nil || to.Host == "" || to.User != nil {
+// leadBack leads redirects within the upstream, and the next page of a list, back through us: whoever follows them would
+// otherwise take the handle there, where it opens nothing. What leads elsewhere is handed back as it is, and not followed.
+func (t *passing) leadBack(h http.Header) {
+	if at := h.Get("Location"); at != "" {
+		h.Set("Location", t.through(at, ""))
+	}
+	if proxyPeerOf(t.in.Context()).local { // who comes by the socket calls the service by its own name
 		return
 	}
+	for i, v := range h["Link"] {
+		parts := strings.SplitAfter(v, "<")
+		for i, part := range parts[1:] {
+			if target, rest, ok := strings.Cut(part, ">"); ok {
+				parts[i+1] = t.through(target, "http://"+t.in.Host) + ">" + rest
+			}
+		}
+		h["Link"][i] = strings.Join(parts, "")
+	}
+}
+
+// through is how an address within the upstream is reached by way of us, who are at origin, and any other as it is. One
+// that only says a path counts from the upstream's root, and is no longer that of the same thing here.
+func (t *passing) through(address, origin string) string {
 	base := t.Target.URL
-	if !strings.EqualFold(to.Host, base.Host) || to.Scheme != "" && to.Scheme != base.Scheme {
-		return
+	to, err := url.Parse(address)
+	if err != nil || to.Opaque != "" || to.User != nil || to.Host == "" && (to.Scheme != "" || !strings.HasPrefix(to.Path, "/")) {
+		return address
+	}
+	to.Scheme, to.Host = cmp.Or(to.Scheme, base.Scheme), cmp.Or(to.Host, base.Host)
+	if !use.SameOrigin(to, base) {
+		return address
 	}
 	root := strings.TrimSuffix(base.EscapedPath(), t.Target.Path)
 	path, ok := strings.CutPrefix(to.EscapedPath(), root)
 	if !ok || path != "" && path[0] != '/' || strings.HasPrefix(path, "//") {
-		return
+		return to.String()
 	}
-	h.Set("Location", (&url.URL{Path: "/", RawQuery: to.RawQuery, Fragment: to.Fragment}).String())
-	if path != "" {
-		_, rest, _ := strings.Cut(h.Get("Location"), "/")
-		h.Set("Location", t.call.prefix+path+rest)
-	}
+	tail := (&url.URL{RawQuery: to.RawQuery, Fragment: to.Fragment}).String()
+	return origin + t.call.prefix + cmp.Or(path, "/") + tail
 }
 
 // liveReader asks before each piece whether the lease still stands, whatever the sweeper does.

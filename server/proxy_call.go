@@ -48,8 +48,8 @@ func readCall(r *http.Request) (proxyCall, *fault) {
 			c.handle, c.prefix, c.path = handle, "/l/"+handle, "/"+rest
 		}
 	}
-	if hasHandle(c.path) || hasHandle(c.query) {
-		return c, badRequest(400, "the request's URL holds a handle where it would be passed on", "Send the handle in a header, where the key would be, or begin the path with /l/<handle>/.")
+	if urlHoldsOurs(c.path) || urlHoldsOurs(c.query) {
+		return c, badRequest(400, "the request's URL holds a handle or a token of keylease where it would be passed on", "Send the handle in a header, where the key would be, or begin the path with /l/<handle>/.")
 	}
 	for name, values := range r.Header {
 		if name == "Cookie" || name == "Referer" || name == "User-Agent" || name == "Origin" { // not where a key would be; see rewrite
@@ -115,15 +115,22 @@ func isWord(c byte) bool {
 	return c|0x20 >= 'a' && c|0x20 <= 'z' || c >= '0' && c <= '9' || c == '_'
 }
 
-func hasHandle(s string) bool {
-	if strings.Contains(s, handleMark) {
-		return true
+// urlHoldsOurs reports whether a part of a URL holds a handle or a token of ours, also percent-encoded, and where other
+// escapes in it make no sense.
+func urlHoldsOurs(s string) bool {
+	var plain strings.Builder
+	for {
+		before, rest, more := strings.Cut(s, "%")
+		plain.WriteString(before)
+		if !more {
+			return holdsOurs([]string{plain.String()})
+		}
+		if c, err := url.PathUnescape("%" + rest[:min(2, len(rest))]); err == nil {
+			plain.WriteString(c)
+			rest = rest[2:]
+		}
+		s = rest
 	}
-	if !strings.Contains(s, "%") {
-		return false
-	}
-	plain, err := url.PathUnescape(s)
-	return err == nil && strings.Contains(plain, handleMark)
 }
 
 // noLease is what is said to everybody whose lease is not live: it never was, it has ended, it is another user's, or no

@@ -8,10 +8,11 @@ import (
 )
 
 // notPassedOn are request headers beside those that a plan names. Cookie, Referer and Origin are a browser's, Range would
-// cut a key in two, and Expect is answered here. What else is in it is between the client and us.
+// cut a key in two, Expect is answered here, and an Upgrade (ReverseProxy puts it back in) would take the upstream's
+// connection out of the masking and is an error to HTTP/2. What else is in it is between the client and us.
 var notPassedOn = map[string]bool{"Cookie": true, "Cookie2": true, "Referer": true, "Origin": true, "Range": true, "If-Range": true, "Expect": true, "Te": true,
 	"Via": true, "Forwarded": true, "Http2-Settings": true, "Alt-Used": true, "Accept-Encoding": true, "X-Method": true, "X-Override-Url": true, "Max-Forwards": true,
-	"Content-Location": true, "Dnt": true, "Early-Data": true, "Cf-Connecting-Ip": true, "X-Cluster-Client-Ip": true}
+	"Content-Location": true, "Connection": true, "Upgrade": true, "Dnt": true, "Early-Data": true, "Cf-Connecting-Ip": true, "X-Cluster-Client-Ip": true}
 
 var notPassedOnPrefixes = [...]string{"Proxy-", "X-Forwarded-", "X-Original-", "X-Rewrite-", "X-Http-Method", "X-Method-Over", "Sec-Fetch-", "Access-Control-", "X-Keylease-"}
 

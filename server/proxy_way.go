@@ -68,7 +68,8 @@ func (w *ways) to(to *url.URL, plan *use.Plan) (*http.Transport, error) {
 	}
 	t := &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 256, IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second,
 		ResponseHeaderTimeout:  10 * time.Minute, // models think
-		MaxResponseHeaderBytes: 256 << 10, ForceAttemptHTTP2: true, WriteBufferSize: 16 << 10, ReadBufferSize: 16 << 10}
+		MaxResponseHeaderBytes: 256 << 10, ForceAttemptHTTP2: true, WriteBufferSize: 16 << 10, ReadBufferSize: 16 << 10,
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second}} // one whose network is gone would swallow requests for minutes
 	if to.Scheme == "https" {
 		roots, err := w.roots()
 		if err != nil {

@@ -193,6 +193,17 @@ var (
 	tenants   = []string{"sudo"} // GitLab: act as another user
 )
 
+// asRead is a parameter's name as the most generous server reads it: case and the spaces around it do not count, nor what
+// follows a [ or, to PHP, a NUL; PHP takes a dot, a space or a [ at the beginning for an underscore.
+func asRead(name string) string {
+	name, _, _ = strings.Cut(strings.ToLower(strings.TrimSpace(name)), "\x00")
+	if strings.HasPrefix(name, "[") {
+		name = "_" + name[1:]
+	}
+	name, _, _ = strings.Cut(name, "[")
+	return strings.NewReplacer(".", "_", " ", "_").Replace(name)
+}
+
 // CheckQuery refuses a query that carries a key or another method than the request's. All else of a query is no part of
 // the rules and is passed on as it came.
 func CheckQuery(raw string) error {
@@ -200,8 +211,8 @@ func CheckQuery(raw string) error {
 		return &Refused{Malformed, "the query is longer than 32 KiB", "Send what is long in the body."}
 	}
 	for i := range len(raw) {
-		if c := raw[i]; c <= 0x20 || c == 0x7f || c >= 0x80 {
-			return &Refused{Malformed, "the query holds a space, a control character or a byte that is not ASCII", "Percent-encode it."}
+		if c := raw[i]; c <= 0x20 || c == 0x7f || c >= 0x80 || c == '#' {
+			return &Refused{Malformed, "the query holds a space, a #, a control character or a byte that is not ASCII", "Percent-encode it."}
 		}
 	}
 	for pair := range strings.FieldsFuncSeq(raw, func(r rune) bool { return r == '&' || r == ';' }) {
@@ -210,7 +221,7 @@ func CheckQuery(raw string) error {
 		if err != nil {
 			return &Refused{Malformed, "the query holds a % that two hex digits do not follow", "Percent-encode it as %25."}
 		}
-		plain, _, _ = strings.Cut(strings.ToLower(strings.TrimSpace(plain)), "[")
+		plain = asRead(plain)
 		switch {
 		case slices.Contains(overrides, plain):
 			return &Refused{Malformed, "the query asks for another method than the request's own", "Send the request with the method that you mean."}

@@ -85,7 +85,7 @@ func TestQueriesCarryNoKeyAndNoOtherMethod(t *testing.T) {
 			t.Errorf("%q: %v", raw, err)
 		}
 	}
-	for _, raw := range []string{"_method=DELETE", "a=b&_METHOD=put", "%5fmethod=DELETE", "a;_method=DELETE", "access_token=klp_fake", "ACCESS_TOKEN=x", "access%5Ftoken=x", "private_token=x", "api_key=x", "api_key[]=x",
+	for _, raw := range []string{"_method=DELETE", ".method=DELETE", "[method=DELETE", "_method%00x=DELETE", "%20_method%5B%5D=DELETE", "access.token=x", "a=b#c", "a=b&_METHOD=put", "%5fmethod=DELETE", "a;_method=DELETE", "access_token=klp_fake", "ACCESS_TOKEN=x", "access%5Ftoken=x", "private_token=x", "api_key=x", "api_key[]=x",
 		"token=x", "sudo=root", "x-http-method-override=PUT", "a=\r\nb", "a=é", "a b", "%zz=1", "+token=x", strings.Repeat("a", 40<<10)} {
 		err := use.CheckQuery(raw)
 		if err == nil || strings.Contains(err.Error(), "klp_fake") {

@@ -140,6 +140,15 @@ func TestTheAdminsListTakesThePlaceOfTheServices(t *testing.T) {
 	})
 }
 
+// TestADenyCoversWhatLiesUnderIt: also where a ** stands in it, and a / or more follows.
+func TestADenyCoversWhatLiesUnderIt(t *testing.T) {
+	p := plan(t, use.Upstream{URL: "https://x.example", Header: "K: {value}", Allow: []string{"* /**"}, Deny: []string{"* /**/secrets", "DELETE /a/**/z", "GET /plain"}})
+	expect(t, p, map[string][]string{
+		"passes":      {"GET /x", "GET /secretsx", "GET /a/b/z", "DELETE /b/a/z", "DELETE /a/b", "POST /plain/x"},
+		"not_allowed": {"GET /secrets", "GET /secrets/", "GET /x/secrets/", "GET /x/secrets/y/w", "GET /x/SECRETS/y", "DELETE /a/z/", "DELETE /a/b/z/y", "GET /plain/", "GET /plain/x"},
+	})
+}
+
 func TestWhereTheKeyGoes(t *testing.T) {
 	for _, c := range []struct {
 		u                    use.Upstream

@@ -133,10 +133,15 @@ func (g guard) covers(method string, segs []string) bool {
 }
 
 func (g guard) under(segs []string) bool {
-	if g.path.rest >= 0 { // an admin's deny
-		return g.path.matches(segs, guards)
+	if g.path.rest < 0 {
+		return len(segs) >= len(g.path.segs) && g.path.matches(segs[:len(g.path.segs)], guards)
 	}
-	return len(segs) >= len(g.path.segs) && g.path.matches(segs[:len(g.path.segs)], guards)
+	for n := len(segs); n >= len(g.path.segs); n-- { // an admin's deny: the ** may stand for less
+		if g.path.matches(segs[:n], guards) {
+			return true
+		}
+	}
+	return false
 }
 
 func guards(pattern, seg string) bool {

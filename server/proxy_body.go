@@ -1,0 +1,97 @@
+package server
+
+import (
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"keylease/internal/lease"
+)
+
+// inBody is a request's body on its way to the upstream.
+type inBody struct {
+	io.ReadCloser
+	use     *lease.Use
+	w       *proxyWriter
+	longest time.Duration
+	in      atomic.Int64
+	failed  atomic.Bool // it did not come whole
+	since   time.Time   // when the deadline was set
+
+	mu   sync.Mutex // guards what follows
+	done bool       // it was read to its end: the deadline is no longer ours
+	cut  bool
+	by   time.Time // when cut: by when a Read ends
+}
+
+func (b *inBody) count() int64 {
+	if b == nil {
+		return 0
+	}
+	return b.in.Load()
+}
+
+func (b *inBody) Read(into []byte) (int, error) {
+	if err := b.use.Err(); err != nil {
+		b.failed.Store(true)
+		return 0, err
+	}
+	if now := time.Now(); now.Sub(b.since) > b.longest/10 {
+		b.since = now
+		b.deadline(now.Add(b.longest), false)
+	}
+	n, err := b.ReadCloser.Read(into)
+	b.in.Add(int64(n))
+	if err != nil {
+		b.failed.Store(!errors.Is(err, io.EOF) && !b.interrupted())
+		b.deadline(time.Time{}, errors.Is(err, io.EOF))
+	}
+	return n, err
+}
+
+func (b *inBody) interrupted() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.cut
+}
+
+func (b *inBody) deadline(at time.Time, done bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.cut && !b.done {
+		_ = b.w.control.SetReadDeadline(at)
+	}
+	b.done = b.done || done
+}
+
+// stillComes reports whether there is a body that was not read to its end.
+func (b *inBody) stillComes() bool {
+	if b == nil {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.done
+}
+
+// Close is called by whoever wants no more of the body. A Read that waits for the client does not keep it waiting.
+func (b *inBody) Close() error {
+	b.interrupt(time.Now().Add(restTime))
+	return b.ReadCloser.Close()
+}
+
+// interrupt has a Read that waits for the client end by at, or earlier if that was said before.
+func (b *inBody) interrupt(at time.Time) {
+	if b == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.done && (!b.cut || at.Before(b.by)) {
+		b.by = at
+		_ = b.w.control.SetReadDeadline(at)
+	}
+	b.cut = true
+}
