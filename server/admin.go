@@ -8,6 +8,7 @@ import (
 	"os/user"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -37,14 +38,15 @@ type adminOptions struct {
 // leave its parents behind, and a shell under this uid can do worse.
 type admin struct {
 	adminOptions
-	tries *pace.Paces // of the passphrase
+	tries  *pace.Paces // of the passphrase
+	trying *sync.Mutex
 }
 
 func newAdminHandler(o adminOptions) http.Handler {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	a := admin{o, pace.New(passphraseRate, passphraseBurst)}
+	a := admin{o, pace.New(passphraseRate, passphraseBurst), new(sync.Mutex)}
 	mux := http.NewServeMux()
 	for pattern, do := range map[string]verb{
 		"GET /v1/status":                     a.status,

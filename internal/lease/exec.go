@@ -164,7 +164,7 @@ func (b *Broker) meant(caller identity.Caller, r *ExecRequest) (argv []string, o
 		return nil, false, notAvailable()
 	}
 	for _, l := range slices.Backward(byExpiry(c.leases, now)) { // the one that ends last
-		if l.owner == caller.Principal && l.delivery == policy.Exec && l.version == c.current() {
+		if l.owner == caller.Principal && l.delivery == policy.Exec && l.version == c.current() && !(r.Keep && b.uses.wasOpened(l.id)) { // which ends with that command
 			r.LeaseID = l.id
 			return argv, false, nil
 		}
