@@ -133,6 +133,7 @@ func (p *proxy) ServeHTTP(inner http.ResponseWriter, r *http.Request) {
 // passOn sends the request on, and what is answered back, for as long as the lease lives.
 func (p *proxy) passOn(w *proxyWriter, r *http.Request, c proxyCall, u *lease.Use) {
 	t := &passing{Use: u, call: c, in: r, w: w}
+	defer func() { t.body.over() }() // last: whoever ends the lease does not wait for it
 	defer func() {
 		u.End(lease.Outcome{Status: w.status, In: t.body.count(), Out: w.out.Load(), Reason: t.reason})
 	}()

@@ -76,10 +76,15 @@ func (b *inBody) stillComes() bool {
 	return !b.done
 }
 
-// Close is called by whoever wants no more of the body. A Read that waits for the client does not keep it waiting.
-func (b *inBody) Close() error {
+// over is called when there is an answer and nothing more of the body is wanted. A client that still has to send some
+// gets a moment to; net/http itself would read on for as long as it takes, since it forgets the deadline when it stops a
+// Read that is under way.
+func (b *inBody) over() {
+	if b == nil {
+		return
+	}
 	b.interrupt(time.Now().Add(restTime))
-	return b.ReadCloser.Close()
+	_ = b.ReadCloser.Close()
 }
 
 // interrupt has a Read that waits for the client end by at, or earlier if that was said before.
