@@ -40,6 +40,7 @@ type proxy struct {
 	broker *lease.Broker
 	log    zerolog.Logger
 	admits func(uid int) bool // who may come by TCP, where the system can tell
+	system bool               // several users may come
 	door   func(*localPeer) error
 	called func()
 	data   string
@@ -74,7 +75,7 @@ type proxySetup struct {
 }
 
 func newProxy(o proxySetup) *proxy {
-	p := &proxy{ProxyOptions: o.ProxyOptions, broker: o.Broker, log: o.Log, called: o.Called, data: o.Data, now: o.Now,
+	p := &proxy{ProxyOptions: o.ProxyOptions, broker: o.Broker, log: o.Log, called: o.Called, data: o.Data, now: o.Now, system: o.System != nil,
 		bounds: newWebBounds(o.Limits, o.Now), maskers: newMaskers(), writeTime: proxyWriteTime, bodyTime: proxyBodyTime}
 	p.admits, p.door = proxyDoors(o.System)
 	p.ways = newWays(o.Roots, o.Egress)

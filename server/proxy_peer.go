@@ -56,7 +56,7 @@ func (p *proxy) peerOf(conn net.Conn) *proxyPeer {
 	if at, ok := conn.(*net.TCPConn); ok {
 		uid, tells := uidBehind(at)
 		if !tells {
-			return &proxyPeer{source: "proxy"}
+			return &proxyPeer{stranger: p.system, source: "proxy"} // where several users come, who is unknown is a stranger
 		}
 		if uid < 0 { // there is no such socket any more: nobody is there to take an answer
 			return &proxyPeer{stranger: true, source: "proxy"}

@@ -1,6 +1,7 @@
 package use
 
 import (
+	"fmt"
 	"net/url"
 	"slices"
 	"strings"
@@ -8,8 +9,11 @@ import (
 	"unicode/utf8"
 )
 
-// MaxPath is the longest path that is passed on, in bytes.
-const MaxPath = 8 << 10
+// What a path may have that is passed on: bytes, and segments, since rules are held against each of its beginnings.
+const (
+	MaxPath     = 8 << 10
+	MaxSegments = 128
+)
 
 // methods are the ones that pass. CONNECT and TRACE make something else of a proxy than a way to one service.
 var methods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
@@ -59,6 +63,9 @@ func segments(path string) ([]string, *Refused) {
 		return nil, malformed("the path does not begin with /: absolute URLs and * are refused")
 	}
 	raw := strings.Split(path[1:], "/")
+	if len(raw) > MaxSegments {
+		return nil, malformed(fmt.Sprintf("the path has more than %d parts", MaxSegments))
+	}
 	segs := make([]string, len(raw))
 	for i, s := range raw {
 		seg, refused := segment(s)

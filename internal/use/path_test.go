@@ -32,6 +32,7 @@ var tricks = []string{
 	"/v1/x y", "/v1/\x00", "/v1/\r\n", "/v1/é", "/v1/x?y", "/v1/x#y", "/v1/%3fx", "/v1/%23x", "/v1/%c0%ae%c0%ae/admin", "/v1/%e0%80%ae", "/v1/%c0%af", "/v1/%ff",
 	"/v1/%ef%bc%8e%ef%bc%8e/x", "/v1/%ef%bc%8fadmin", "/v1/%e2%81%84x", "/v1/%e2%80%a5/x", "/v1/%e2%80%ae", "/v1/[x]", "/v1/{x}", "/v1/<x>", `/v1/"x"`, "/v1/x|y", "/v1/^", "/v1/`", "/v1/%2f/", "/v1/%2f",
 	"/" + strings.Repeat("a", use.MaxPath),
+	strings.Repeat("/a", use.MaxSegments+1),
 }
 
 func TestD6PathsThatCouldMeanTwoThingsAreRefused(t *testing.T) {
