@@ -163,8 +163,10 @@ func (b *Broker) meant(caller identity.Caller, r *ExecRequest) (argv []string, o
 	if c == nil {
 		return nil, false, notAvailable()
 	}
+	d := b.policy.current.Decide(b.question(caller.Principal, c))
 	for _, l := range slices.Backward(byExpiry(c.leases, now)) { // the one that ends last
-		if l.owner == caller.Principal && l.delivery == policy.Exec && l.version == c.current() {
+		// One that the policy of now stopped is passed by: what it wants instead, such as a person's yes, a new one can get.
+		if l.owner == caller.Principal && l.delivery == policy.Exec && l.version == c.current() && goesOn(l, d) {
 			r.LeaseID = l.id
 			return argv, false, nil
 		}
