@@ -49,7 +49,7 @@ func readCall(r *http.Request) (proxyCall, *fault) {
 		}
 	}
 	if urlHoldsOurs(c.path) || urlHoldsOurs(c.query) {
-		return c, badRequest(400, "the request's URL holds a handle or a token of keylease where it would be passed on", "Send the handle in a header, where the key would be, or begin the path with /l/<handle>/.")
+		return c, badRequest(400, "the request's URL holds a handle or a token of keylease where it would be passed on", "Send the handle in a header, where the key would be, or begin the path with /l/HANDLE/.")
 	}
 	for name, values := range r.Header {
 		if name == "Cookie" || name == "Referer" || name == "User-Agent" || name == "Origin" { // not where a key would be; see rewrite

@@ -16,7 +16,7 @@ type leaseArgs struct {
 	Credential string `json:"credential,omitempty" jsonschema:"Name of the credential, exactly as list_credentials shows it. Required unless lease_id or approval_id is given."`
 	TTL        string `json:"ttl,omitempty" jsonschema:"How long you need it, like 90s, 30m, 4h or 1h30m. Leave it out for the default. Longer than allowed is capped, not refused."`
 	Purpose    string `json:"purpose,omitempty" jsonschema:"One line, at most 200 characters, that tells a human what you will do with it. Kept in the audit trail; some credentials require it."`
-	Delivery   string `json:"delivery,omitempty" jsonschema:"How you get it: one of the credential's deliveries in list_credentials. Leave it out, and ask for value only where no other will do: proxy and exec do the work without showing you the key."`
+	Delivery   string `json:"delivery,omitempty" jsonschema:"How you get it: the first of the credential's deliveries in list_credentials that can do the work. proxy and exec do it without showing you the key; ask for value only where neither will do. Left out, it is what the credential was set up for, and that may be value."`
 	LeaseID    string `json:"lease_id,omitempty" jsonschema:"Renew this lease of yours instead of opening another. What you were given with it stays good."`
 	ApprovalID string `json:"approval_id,omitempty" jsonschema:"Get the lease that waited for a person's approval, with what was asked then. Waits for the answer, up to 40 seconds. Leave out all other arguments."`
 }

@@ -42,7 +42,9 @@ keylease could not run it. Of a command that keylease stopped: 143, 137 where it
 Who is asking: the identity of the token in KEYLEASE_TOKEN; else --as or KEYLEASE_AS; else "local".`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
-			case (f.lease == "") == (f.credential == ""):
+			case f.lease != "" && f.credential != "":
+				return ours(usagef("leave one of them out: a lease is on one credential already", "--lease and --credential say the same thing twice"))
+			case f.lease == "" && f.credential == "":
 				return ours(usagef("name --lease ID or --credential NAME", "which credential?"))
 			case len(args) == 0:
 				return ours(usagef("put it behind --, as in keylease exec --credential github -- gh pr list", "which command?"))

@@ -14,9 +14,9 @@ import (
 func (a *app) freezeCommand() *cobra.Command {
 	var reason string
 	c := &cobra.Command{Use: "freeze", Short: "Stop all lending now, until thaw: nothing is leased, renewed or handed out", Args: exactly(),
-		Long: `Stop all lending now, until thaw: nothing is leased, renewed or handed out, through restarts too. Agents may
-still list and release; leases that are live end at their time (revoke-leases --all ends them now). A value that an
-agent has seen stays seen.`,
+		Long: `Stop all lending now, until thaw: nothing is leased, renewed, handed out or used, through restarts too. Requests
+and commands under way are cut. Agents may still list and release; leases that are live end at their time
+(revoke-leases --all ends them now). A value that an agent has seen stays seen.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withAdmin(func(c *server.AdminClient) error {
 				before, unknown := c.Status(cmd.Context()) // which is no reason not to stop

@@ -26,9 +26,9 @@ func (a *app) helperFlags(c *cobra.Command, f *helperFlags, named, ttl string) {
 }
 
 // unseen refuses to show a value: what a helper prints is for the program that started it.
-func (a *app) unseen(program string) error {
+func (a *app) unseen(program, verb string) error {
 	if isTerminal(a.out) {
-		return usagef("configure it as "+program+"'s helper, and let "+program+" run it: README.md says how", "this prints a secret for %s to read, and stdout is a terminal", program)
+		return usagef("configure it, and let "+program+" run it: keylease help helper "+verb+" says how", "this prints a secret for %s to read, and stdout is a terminal", program)
 	}
 	return nil
 }

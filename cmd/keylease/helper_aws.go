@@ -26,7 +26,7 @@ again then, or somewhat before: give it a lease of half an hour or more. Who is 
 			if f.credential == "" {
 				return usagef("name it with --credential", "which credential?")
 			}
-			if err := a.unseen("the AWS tools"); err != nil {
+			if err := a.unseen("the AWS tools", "aws"); err != nil {
 				return err
 			}
 			return a.lend(cmd.Context(), f, server.ExecRequest{Program: "aws", Purpose: "the AWS tools ask for a key"}, func(e *server.Exec) error {

@@ -38,7 +38,7 @@ value is never stored here, and store and erase do nothing. Who is asking: see k
 				_, err := io.Copy(io.Discard, io.LimitReader(a.in, maxGitAsks))
 				return err
 			}
-			if err := a.unseen("git"); err != nil {
+			if err := a.unseen("git", "git"); err != nil {
 				return err
 			}
 			q, err := readGitAsks(a.in)

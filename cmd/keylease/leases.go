@@ -81,7 +81,7 @@ func (a *app) releaseCommand() *cobra.Command {
 					return err
 				}
 				return a.print(e, func(w io.Writer) {
-					fmt.Fprintf(w, "%s %s after %s; who was given the value has seen it: only rotation takes it back\n", e.LeaseID, e.Status, e.HeldFor)
+					fmt.Fprintf(w, "%s %s after %s; what its holder has seen of the value only rotation takes back\n", e.LeaseID, e.Status, e.HeldFor)
 				})
 			})
 		}}

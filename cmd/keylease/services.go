@@ -39,7 +39,7 @@ func (u *usage) fields() (e *use.Expose, up *use.Upstream, err error) {
 	}
 	for _, err := range []error{e.Err(), up.Err()} {
 		if err != nil {
-			return nil, nil, usagef("see keylease put --help; keylease services lists what is known", "%s", err)
+			return nil, nil, usagef("url is --upstream here, header --header, allow --request, env --env; see keylease put --help, and keylease services for what is known", "%s", err)
 		}
 	}
 	return e, up, nil
@@ -91,7 +91,7 @@ func (a *app) servicesCommand() *cobra.Command {
 			}
 			s := use.Lookup(args[0])
 			if s == nil {
-				return fail(exitNotFound, "keylease services lists them; for another write url, header and allow", "there is no such service in the catalogue")
+				return fail(exitNotFound, "keylease services lists them; for another see keylease put --help (--upstream, --header, --request)", "there is no such service in the catalogue")
 			}
 			return a.print(s, func(w io.Writer) { describeService(w, s) })
 		}}

@@ -63,7 +63,7 @@ func refuse(code Code, message, hint string) *Refusal {
 const (
 	hintAskOperator = "Call list_credentials to see what you may lease. If what you need is not there, ask the operator for it; do not look for this key elsewhere."
 	hintLookAtList  = "Call list_credentials: your_leases shows the leases that are yours and live."
-	hintEnded       = "Lease the credential again if the work is not done, and stop using the value you were given."
+	hintEnded       = "Lease the credential again if the work is not done, and stop using what the old one gave you."
 )
 
 // notAvailable is one value, so that unknown, forbidden and someone else's can't differ by a byte.

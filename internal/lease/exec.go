@@ -163,8 +163,12 @@ func (b *Broker) meant(caller identity.Caller, r *ExecRequest) (argv []string, o
 	if c == nil {
 		return nil, false, notAvailable()
 	}
+	d := b.policy.current.Decide(b.question(caller.Principal, c))
 	for _, l := range slices.Backward(byExpiry(c.leases, now)) { // the one that ends last
-		if l.owner == caller.Principal && l.delivery == policy.Exec && l.version == c.current() && !(r.Keep && b.uses.wasOpened(l.id)) { // which ends with that command
+		// One that the policy of now stopped is passed by: what it wants instead, such as a person's yes, a new one can get.
+		// So is, for a program that goes on with the value, one that ends with a command.
+		mine := l.owner == caller.Principal && l.delivery == policy.Exec && l.version == c.current()
+		if mine && goesOn(l, d) && !(r.Keep && b.uses.wasOpened(l.id)) {
 			r.LeaseID = l.id
 			return argv, false, nil
 		}

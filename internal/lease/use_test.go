@@ -363,3 +363,21 @@ func TestARefusedCommandLeavesNoLease(t *testing.T) {
 		t.Errorf("%d leases are left", len(w.ix.leases))
 	}
 }
+
+// A lease that an edit of the policy stopped would stand in the way of its successor until its time is over.
+func TestACommandPassesByALeaseThatThePolicyStopped(t *testing.T) {
+	w, ctx := newWorld(t), context.Background()
+	w.put("key", "sk-fake-1", policy.CredentialPolicy{})
+	c := w.shell()
+	old := w.exec(c, ExecRequest{Credential: "key", Keep: true})
+	old.End(Outcome{})
+	w.setPolicy(needsOperator)
+	var waits *NeedsApproval
+	if _, err := w.Exec(ctx, c, ExecRequest{Credential: "key"}); !errors.As(err, &waits) {
+		t.Fatalf("not asked for the yes that a new lease needs: %v", err)
+	}
+	w.setPolicy("version: 1\nrules:\n  - {name: all, identities: [\"*\"], credentials: [\"*\"]}\n")
+	if u := w.exec(c, ExecRequest{Credential: "key"}); u.Lease.LeaseID != old.Lease.LeaseID {
+		t.Fatal("a lease that the policy allows again was not joined")
+	}
+}

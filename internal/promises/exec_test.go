@@ -210,7 +210,7 @@ func TestExecExitCodes(t *testing.T) {
 		{126, "can't be run", []string{"--credential", "db", "--", w.home}},
 		{125, "which command?", []string{"--credential", "db"}},
 		{125, "which credential?", []string{"--", "true"}},
-		{125, "which credential?", []string{"--credential", "db", "--lease", "ls_x", "--", "true"}},
+		{125, "say the same thing twice", []string{"--credential", "db", "--lease", "ls_x", "--", "true"}},
 		{125, "unknown flag", []string{"--credentail", "db", "--", "true"}},
 		{125, "not available to you", []string{"--credential", "other", "--", "true"}},
 		{125, "no such credential or lease is available to you", []string{"--lease", "ls_x", "--", "true"}},
