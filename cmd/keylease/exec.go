@@ -220,6 +220,7 @@ func (a *app) tellQuestion(q server.ExecApproval) time.Duration {
 	if isTerminal(a.err) {
 		return time.Until(q.ExpiresAt)
 	}
+	a.sayf("keylease: tell the user, who runs that in a terminal of their own; do not approve it yourself")
 	return approvalTime
 }
 

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"keylease/internal/lease"
 	"keylease/internal/strictyaml"
+	"keylease/internal/ttl"
 	"keylease/server"
 	"keylease/store"
 )
@@ -162,6 +164,12 @@ func remedy(r *lease.Refusal) string {
 	switch {
 	case r.Code == lease.InvalidArgument && strings.HasSuffix(r.Hint, "call again."):
 		return "correct it and run the command again"
+	case r.RetryAfter > 0:
+		return fmt.Sprintf("wait %s and run the command again; keylease leases lists who holds what", ttl.Format(max(r.RetryAfter.Round(time.Second), time.Second)))
+	case r.Code == lease.NotAvailable:
+		return "keylease policy explain --identity … --credential … says what this name may have, and why; the operator can change it. Do not look for this key elsewhere"
+	case r.Code == lease.LeaseEnded:
+		return "lease the credential again, or run keylease exec --credential NAME"
 	case r.Code != lease.NotFound || r.Hint != "":
 		return r.Hint
 	case strings.HasPrefix(r.Message, "there is no credential"):
