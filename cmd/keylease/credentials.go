@@ -18,7 +18,7 @@ import (
 )
 
 func (a *app) putCommand() *cobra.Command {
-	var typ, def, limit string
+	var typ, def, limit, whole string
 	var meta, allow []string
 	var leases int
 	var how usage
@@ -34,6 +34,14 @@ func (a *app) putCommand() *cobra.Command {
 			}
 			if item.Policy, err = credentialPolicy(def, limit, leases, allow); err != nil {
 				return err
+			}
+			if whole != "" {
+				if cmd.Flags().Changed("ttl") || cmd.Flags().Changed("max-ttl") || cmd.Flags().Changed("max-leases") || cmd.Flags().Changed("allow") {
+					return usagef("write all of it in --policy", "--policy does not go with --ttl, --max-ttl, --max-leases or --allow")
+				}
+				if item.Policy, err = policy.ParseCredentialPolicy("--policy", []byte(whole)); err != nil {
+					return err
+				}
 			}
 			if item.Expose, item.Upstream, err = how.fields(); err != nil {
 				return err
@@ -64,6 +72,7 @@ func (a *app) putCommand() *cobra.Command {
 	f.StringVar(&limit, "max-ttl", "", "longest lease (default 1h)")
 	f.IntVar(&leases, "max-leases", 0, "live leases at a time, over all holders (default no limit)")
 	f.StringArrayVar(&allow, "allow", nil, "agent that may lease it, as a name or a pattern such as \"ide-*\" (default all); repeat it for more")
+	f.StringVar(&whole, "policy", "", "instead of these four: its policy as in a seed file, like '{delivery: [proxy, exec], approval: user}'")
 	how.flags(f)
 	return c
 }
