@@ -91,7 +91,7 @@ func (d *driven) checkTrail(t *rapid.T) {
 // TestBrokerIsItsModel: any sequence of verbs, clocks, restarts and failing writes leaves what the model says. It is
 // short by default; KEYLEASE_TEST_FULL makes it 10^5 steps.
 func TestBrokerIsItsModel(t *testing.T) {
-	sequences := "60"
+	sequences := "50"
 	if os.Getenv("KEYLEASE_TEST_FULL") != "" {
 		sequences = "2500"
 	}

@@ -204,12 +204,12 @@ func (d *driven) changeCredential(t *rapid.T) {
 }
 
 // turn steps the wall clock, and by it the Broker's, which never goes back.
-func (d *driven) turn(step time.Duration) {
+func (d *driven) turn(t *rapid.T, step time.Duration) {
 	d.pass(step)
 	now := d.m.now
 	d.m.tick(d.Broker.now())
 	if want := now.Add(max(step, 0)); !d.m.now.Equal(want) {
-		d.t.Fatalf("the wall clock goes %v and the Broker's from %v to %v", step, now, d.m.now)
+		t.Fatalf("the wall clock goes %v and the Broker's from %v to %v", step, now, d.m.now)
 	}
 }
 
@@ -226,7 +226,7 @@ func (d *driven) clockStep(t *rapid.T) {
 			step = l.deadline().Sub(d.m.now) - time.Duration(rapid.IntRange(0, 1).Draw(t, "short of"))
 		}
 	}
-	d.turn(step)
+	d.turn(t, step)
 	if rapid.Bool().Draw(t, "sweep") {
 		d.sweep(ctx)
 	}
@@ -270,10 +270,9 @@ func (d *driven) stopAndStart(t *rapid.T) {
 	if d.m.broken {
 		d.edit(d.m.rule) // it does not start with one it can't read
 	}
-	if d.mu.Lock(); !clean && d.now.Before(d.m.now) {
-		d.now = d.m.now // nothing tells a killed daemon's successor how far ahead the clock was of the newest Entry
+	if wall := d.clock(); !clean && wall.Before(d.m.now) {
+		d.pass(d.m.now.Sub(wall)) // nothing tells a killed daemon's successor how far ahead the clock was of the newest Entry
 	}
-	d.mu.Unlock()
 	d.restart(clean)
 	d.m.tick(d.Broker.now())
 	for session := range d.m.attached {
@@ -283,7 +282,7 @@ func (d *driven) stopAndStart(t *rapid.T) {
 
 // storeError makes the next group fail that is written, on the disk or not, under one verb.
 func (d *driven) storeError(t *rapid.T) {
-	d.turn(2 * rebuildPause)
+	d.turn(t, 2*rebuildPause)
 	d.sweep(ctx)
 	c, name, id := d.somebody(t), rapid.SampledFrom(mNames).Draw(t, "credential"), d.someLease(t)
 	kept, verb := rapid.Bool().Draw(t, "kept"), rapid.IntRange(0, 2).Draw(t, "verb")
@@ -305,7 +304,7 @@ func (d *driven) storeError(t *rapid.T) {
 	}
 	heal()
 	wantAnswer(t, "with a failing disk", err, Unavailable)
-	d.turn(2 * rebuildPause)
+	d.turn(t, 2*rebuildPause)
 	d.sweep(ctx)
 	found := map[string]bool{}
 	for _, i := range d.Leases(Filter{}) {
