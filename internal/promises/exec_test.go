@@ -60,6 +60,17 @@ func (r *running) says(text string) {
 	})
 }
 
+// pid is the number in the line "pid N" that the command says first: all of it, which may come in pieces.
+func (r *running) pid() int {
+	r.w.t.Helper()
+	r.says("\n")
+	var pid int
+	if _, err := fmt.Sscanf(r.out.String(), "pid %d\n", &pid); err != nil {
+		r.w.t.Fatalf("%q: %v", r.out, err)
+	}
+	return pid
+}
+
 // ends waits until it has, with this exit code.
 func (r *running) ends(code int) {
 	r.w.t.Helper()
@@ -252,17 +263,13 @@ func TestExecPassesSignalsOn(t *testing.T) {
 		}
 	}
 	family := w.startExec("--credential", "db", "--", "sh", "-c", `sleep 60 & echo pid $! ; wait`)
-	family.says("pid")
-	pid, err := strconv.Atoi(strings.Fields(family.out.String())[1])
-	w.must(err)
+	pid := family.pid()
 	w.must(family.Process.Signal(syscall.SIGTERM))
 	family.ends(128 + 15)
 	w.gone(pid)
 
 	killed := w.startExec("--credential", "db", "--", "sh", "-c", `echo pid $$; exec sleep 60`)
-	killed.says("pid")
-	pid, err = strconv.Atoi(strings.Fields(killed.out.String())[1])
-	w.must(err)
+	pid = killed.pid()
 	w.must(killed.Process.Kill())
 	w.gone(pid)
 	w.eventually("its lease has ended", func() error {
@@ -360,9 +367,7 @@ func TestExecKillsWhatDoesNotHeed(t *testing.T) {
 	w := newWorld(t)
 	w.seed(secretOf("db", ""))
 	r := w.startExec("--credential", "db", "--", "sh", "-c", `trap '' TERM; sleep 60 & echo pid $!; while :; do sleep 1; done`)
-	r.says("pid")
-	pid, err := strconv.Atoi(strings.Fields(r.out.String())[1])
-	w.must(err)
+	pid := r.pid()
 	began := time.Now()
 	w.ok("revoke-leases", "--all")
 	r.ends(128 + 9)
