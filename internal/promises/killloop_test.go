@@ -19,8 +19,8 @@ import (
 	"time"
 )
 
-// TestKilledAgainAndAgain: the daemon is killed at random moments, in the middle of a start, of a stop
-// and of an admin's revocation too, while 32 callers lease, renew and release without a pause. After each start what every caller noted
+// TestKilledAgainAndAgain: the daemon is killed at random moments, on an answer, in the middle of a
+// start, of a stop and of an admin's revocation, while 32 callers lease, renew and release without a pause. After each start what every caller noted
 // is held against the trail and against what keylease shows: what was acknowledged is there, what was refused is not,
 // and what nobody was told about is there whole or not at all.
 func TestKilledAgainAndAgain(t *testing.T) {
@@ -71,6 +71,14 @@ func TestKilledAgainAndAgain(t *testing.T) {
 			case <-time.After(rand.N(longest)):
 			}
 		}
+		if n%2 == 0 {
+			k.onAnswer.Store(s.Process)
+			select {
+			case <-s.exited:
+			case <-time.After(longest):
+			}
+			k.onAnswer.Store(nil)
+		}
 		s.kill()
 		done++
 		if n%3 == 2 {
@@ -97,8 +105,9 @@ func TestKilledAgainAndAgain(t *testing.T) {
 type killed struct {
 	w           *world
 	fingerprint string
-	front       atomic.Pointer[string] // where the daemon listens now
-	gate        sync.RWMutex           // held for reading by each call, for writing by who holds the books against the trail
+	front       atomic.Pointer[string]     // where the daemon listens now
+	gate        sync.RWMutex               // held for reading by each call, for writing by who holds the books against the trail
+	onAnswer    atomic.Pointer[os.Process] // to be killed by the first caller that is told something
 	over        chan struct{}
 	callers     []*journal
 	revoked     []revocation
@@ -188,6 +197,9 @@ func (j *journal) call(tool string, a args) (answer, verdict) {
 		return got, unknown
 	case got.refused:
 		return got, declined
+	}
+	if daemon := j.k.onAnswer.Swap(nil); daemon != nil { // what was said in this instant has to hold too
+		_ = daemon.Kill()
 	}
 	return got, granted
 }
