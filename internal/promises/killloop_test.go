@@ -241,7 +241,7 @@ func (j *journal) lend() {
 		return // there was nobody to ask; what is made with this purpose was made up
 	}
 	if got.code() == "lease_ended" {
-		told = unknown // its holder's leases were revoked before the answer: it was made, and is over
+		told = unknown // it was made, and was over before its value could be told: revoked, or its second was up
 	}
 	j.all = append(j.all, n)
 	if n.told = told; told == granted {
