@@ -23,6 +23,7 @@ type entry struct {
 	Credential   string            `json:"credential"`
 	CredentialID string            `json:"credential_id"`
 	LeaseID      string            `json:"lease_id"`
+	Purpose      string            `json:"purpose"`
 	Details      map[string]string `json:"details"`
 }
 
