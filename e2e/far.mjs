@@ -28,12 +28,12 @@ function makeRepository () {
       PATH: process.env.PATH, HOME: folder, GIT_CONFIG_NOSYSTEM: '1', GIT_AUTHOR_NAME: 'e2e', GIT_AUTHOR_EMAIL: 'e2e@example.com', GIT_COMMITTER_NAME: 'e2e', GIT_COMMITTER_EMAIL: 'e2e@example.com'
     }
   })
-  mkdirSync(`${folder}/work`, { recursive: true })
-  writeFileSync(`${folder}/work/README`, 'a fake repository\n')
-  git('-C', `${folder}/work`, 'init', '-q', '-b', 'main')
-  git('-C', `${folder}/work`, 'add', 'README')
-  git('-C', `${folder}/work`, 'commit', '-q', '-m', 'the only one')
-  git('clone', '-q', '--bare', `${folder}/work`, `${folder}/repositories/e2e/tiny.git`)
+  mkdirSync(`${folder}/tree`, { recursive: true })
+  writeFileSync(`${folder}/tree/README`, 'a fake repository\n')
+  git('-C', `${folder}/tree`, 'init', '-q', '-b', 'main')
+  git('-C', `${folder}/tree`, 'add', 'README')
+  git('-C', `${folder}/tree`, 'commit', '-q', '-m', 'the only one')
+  git('clone', '-q', '--bare', `${folder}/tree`, `${folder}/repositories/e2e/tiny.git`)
 }
 
 function makeHome () {
