@@ -115,9 +115,18 @@ func newWorldOn(t testing.TB, disk string) *world {
 	if os.Link(built, w.bin) != nil { // another disk
 		data, err := os.ReadFile(built)
 		w.must(err)
-		w.must(os.WriteFile(w.bin, data, 0o700))
+		w.must(writeProgram(w.bin, data))
 	}
 	return w
+}
+
+// writeProgram writes a file that can be run at once. A test beside it that starts a process meanwhile would hand the
+// open file on to its child until that has become another program, and running ours would be "text file busy"
+// (go.dev/issue/22315): so nobody forks as long as it is open.
+func writeProgram(path string, data []byte) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	return os.WriteFile(path, data, 0o700)
 }
 
 func (w *world) data() string   { return filepath.Join(w.home, ".local", "share", "keylease") }

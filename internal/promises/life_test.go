@@ -258,7 +258,7 @@ func (w *world) skewed() {
 		w.t.Fatal("the binary does not say its version where this test looks for it")
 	}
 	data = bytes.ReplaceAll(data, was, []byte("mod\tkeylease\tv9.9.99"))
-	w.must(os.WriteFile(w.bin+".new", data, 0o700))
+	w.must(writeProgram(w.bin+".new", data))
 	w.must(os.Rename(w.bin+".new", w.bin))
 	if v := w.ok("version"); !strings.Contains(v, "v9.9.99") {
 		w.t.Fatalf("the new binary calls itself %s", v)
