@@ -10,23 +10,41 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
+	"time"
 )
 
 // anchor is the newest head, kept outside the data folder, so that a trail that lost its end — by a bad disk, which
 // Badger does not notice, or by somebody — is found out. It is written after each group and so never ahead of the
-// store; it is synced each second, so a power cut can leave it behind, which is harmless.
+// store; it is synced each second, so a power cut can leave it behind, which is harmless. Writing it takes no new room
+// on its disk.
 //
-//	magic [8] · store id [16] · epoch u64 · seq u64 · head [32] · MAC [32] over all before
+//	magic [8] · store id [16] · epoch u64 · seq u64 · head [32] · time i64 (ns since 1970) · marks u8 · MAC [32] over all before
 type anchor struct {
-	file  *os.File
-	head  // as last written
+	file *os.File
+	anchored
+	found marks // when it was opened: what the process before left
 	dirty atomic.Bool
 }
 
+// anchored is what an anchor says.
+type anchored struct {
+	epoch uint64 // from 1; counts the losses that an operator accepted, and the backups that were restored
+	head
+	time  time.Time // high-water: no daemon on this store acted by a later clock, except in the second before a power cut
+	marks marks
+}
+
+// marks are what one process tells the next.
+type marks uint8
+
 const (
-	anchorMagic = "KLANCHR1"
-	anchorSize  = 8 + 16 + 8 + 8 + 32 + 32
-	epoch       = 1 // counts the losses that an operator accepted; there is no way to accept one yet
+	markOpen  marks = 1 << iota // a daemon has the store open, or did not close it
+	markOwing                   // something took effect and is not on disk: see Store.Owe
+)
+
+const (
+	anchorMagic = "KLANCHR2"
+	anchorSize  = 8 + 16 + 8 + 8 + 32 + 8 + 1 + 32
 )
 
 func anchorPath(dir string, storeID []byte) string {
@@ -50,7 +68,7 @@ func openAnchor(o Options, keys *keyring) (*anchor, error) {
 		case !o.Create:
 			return nil, fmt.Errorf("%w: %s was not made to the end", ErrNoStore, o.Dir)
 		}
-		if err := writeOnce(path, encodeAnchor(keys, head{})); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := writeOnce(path, encodeAnchor(keys, anchored{epoch: 1})); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, err
 		}
 		f, err = openPlain(path, os.O_RDWR)
@@ -59,7 +77,9 @@ func openAnchor(o Options, keys *keyring) (*anchor, error) {
 		return nil, fmt.Errorf("opening the anchor: %w", err)
 	}
 	a := &anchor{file: f}
-	switch err := a.reload(keys); {
+	err = a.reload(keys)
+	a.found = a.marks
+	switch {
 	case err != nil:
 		return nil, errors.Join(err, f.Close())
 	case !begun && a.seq > 0:
@@ -71,51 +91,89 @@ func openAnchor(o Options, keys *keyring) (*anchor, error) {
 	return a, nil
 }
 
-func encodeAnchor(keys *keyring, h head) []byte {
+func encodeAnchor(keys *keyring, a anchored) []byte {
 	b := make([]byte, 0, anchorSize)
 	b = append(b, anchorMagic...)
 	b = append(b, keys.store[:]...)
-	b = binary.BigEndian.AppendUint64(b, epoch)
-	b = binary.BigEndian.AppendUint64(b, h.seq)
-	b = append(b, h.hash[:]...)
+	b = binary.BigEndian.AppendUint64(b, a.epoch)
+	b = binary.BigEndian.AppendUint64(b, a.seq)
+	b = append(b, a.hash[:]...)
+	b = binary.BigEndian.AppendUint64(b, nanos(a.time))
+	b = append(b, byte(a.marks))
 	mac := keyed(keys.anchor, b)
 	return append(b, mac[:]...)
 }
 
-// read returns the head in the file.
-func (a *anchor) read(keys *keyring) (head, error) {
+// nanos and fromNanos keep the zero time zero.
+func nanos(t time.Time) uint64 {
+	if t.IsZero() {
+		return 0
+	}
+	return uint64(t.UnixNano())
+}
+
+func fromNanos(n uint64) time.Time {
+	if n == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, int64(n)).UTC()
+}
+
+// read returns what the file says.
+func (a *anchor) read(keys *keyring) (anchored, error) {
 	var b [anchorSize + 1]byte
 	n, err := a.file.ReadAt(b[:], 0)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return head{}, fmt.Errorf("reading the anchor: %w", err)
+		return anchored{}, fmt.Errorf("reading the anchor: %w", err)
 	}
-	var h head
+	var is anchored
 	if n == anchorSize {
-		h.seq = binary.BigEndian.Uint64(b[32:])
-		copy(h.hash[:], b[40:])
+		is.epoch = binary.BigEndian.Uint64(b[24:])
+		is.seq = binary.BigEndian.Uint64(b[32:])
+		copy(is.hash[:], b[40:])
+		is.time = fromNanos(binary.BigEndian.Uint64(b[72:]))
+		is.marks = marks(b[80])
 	}
-	if n != anchorSize || !hmac.Equal(b[:anchorSize], encodeAnchor(keys, h)) {
-		return head{}, fmt.Errorf("%w: the anchor %s was changed, or is another store's: put the right one back", ErrIntegrity, a.file.Name())
+	if n != anchorSize || !hmac.Equal(b[:anchorSize], encodeAnchor(keys, is)) {
+		return anchored{}, fmt.Errorf("%w: the anchor %s was changed, or is another store's: put the right one back", ErrIntegrity, a.file.Name())
 	}
-	return h, nil
+	return is, nil
 }
 
 func (a *anchor) reload(keys *keyring) (err error) {
-	a.head, err = a.read(keys)
+	a.anchored, err = a.read(keys)
 	return err
 }
 
-// put writes h, which must be on disk already.
-func (a *anchor) put(keys *keyring, h head) error {
-	if h == a.head {
+// put writes h, which must be on disk already, and the time of its Entry.
+func (a *anchor) put(keys *keyring, h head, at time.Time) error {
+	is := a.anchored
+	is.head = h
+	if at.After(is.time) {
+		is.time = at
+	}
+	return a.write(keys, is)
+}
+
+func (a *anchor) write(keys *keyring, is anchored) error {
+	if is == a.anchored {
 		return nil
 	}
-	if _, err := a.file.WriteAt(encodeAnchor(keys, h), 0); err != nil {
+	if _, err := a.file.WriteAt(encodeAnchor(keys, is), 0); err != nil {
 		return fmt.Errorf("writing the anchor: %w", err)
 	}
-	a.head = h
+	a.anchored = is
 	a.dirty.Store(true)
 	return nil
+}
+
+// mark sets or clears marks, on disk when it returns.
+func (a *anchor) mark(keys *keyring, m marks, on bool) error {
+	is := a.anchored
+	if is.marks &^= m; on {
+		is.marks |= m
+	}
+	return errors.Join(a.write(keys, is), a.sync())
 }
 
 func (a *anchor) sync() error {
@@ -126,3 +184,32 @@ func (a *anchor) sync() error {
 }
 
 func (a *anchor) close() error { return errors.Join(a.sync(), a.file.Close()) }
+
+// Unclean reports whether the process that had the store open before this one did not close it.
+func (s *Store) Unclean() bool { return s.anchor.found&markOpen != 0 }
+
+// Owed reports whether the process before this one ended unclean while something that it had done was not on disk:
+// see Owe.
+func (s *Store) Owed() bool { return s.Unclean() && s.anchor.found&markOwing != 0 }
+
+// Owe notes outside the data folder, on disk when it returns, that something took effect which can't be recorded now;
+// false: that it is recorded, or forgotten.
+func (s *Store) Owe(yes bool) error {
+	s.disk.Lock()
+	defer s.disk.Unlock()
+	return s.anchor.mark(s.keys, markOwing, yes)
+}
+
+// HighWater is the latest time that any daemon on this store is known to have acted by.
+func (s *Store) HighWater() time.Time {
+	s.disk.Lock()
+	defer s.disk.Unlock()
+	return s.anchor.time
+}
+
+// Observe raises HighWater to now. It is on disk within a second.
+func (s *Store) Observe(now time.Time) error {
+	s.disk.Lock()
+	defer s.disk.Unlock()
+	return s.anchor.put(s.keys, s.anchor.head, now)
+}

@@ -201,7 +201,7 @@ func (s *Store) commit(group []*Pending) error {
 	s.mu.Lock()
 	s.head = at
 	s.mu.Unlock()
-	if err := s.anchor.put(s.keys, at); err != nil {
+	if err := s.anchor.put(s.keys, at, group[len(group)-1].change.Entry.Time); err != nil {
 		s.stopWriting(err) // this group is on disk and is answered; nothing goes on without an anchor
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 //
 //	store id [16] · epoch u64 · seq u64 · head [32] · time i64 · Ed25519 signature [64] over "keylease head 1" and all before
 type signedHead struct {
+	epoch uint64 // the anchor's
 	head
 	time time.Time
 }
@@ -32,7 +33,7 @@ func (k *keyring) headAAD() []byte { return tuple(nil).bytes(k.store[:]).text("h
 func (k *keyring) signHead(h signedHead) []byte {
 	b := make([]byte, 0, signedSize)
 	b = append(b, k.store[:]...)
-	b = binary.BigEndian.AppendUint64(b, epoch)
+	b = binary.BigEndian.AppendUint64(b, h.epoch)
 	b = binary.BigEndian.AppendUint64(b, h.seq)
 	b = append(b, h.hash[:]...)
 	b = binary.BigEndian.AppendUint64(b, uint64(h.time.UnixNano()))
@@ -46,8 +47,9 @@ func (k *keyring) verifyHead(b []byte) (signedHead, error) {
 		return signedHead{}, fmt.Errorf("%w: the signed head does not verify", ErrIntegrity)
 	}
 	return signedHead{
-		head: head{binary.BigEndian.Uint64(b[24:]), Digest(b[32:64])},
-		time: time.Unix(0, int64(binary.BigEndian.Uint64(b[64:]))).UTC(),
+		epoch: binary.BigEndian.Uint64(b[16:]),
+		head:  head{binary.BigEndian.Uint64(b[24:]), Digest(b[32:64])},
+		time:  time.Unix(0, int64(binary.BigEndian.Uint64(b[64:]))).UTC(),
 	}, nil
 }
 
@@ -97,7 +99,7 @@ func (s *Store) checkpoint() error {
 		if err := s.room(); err != nil {
 			return err
 		}
-		sealed := seal(s.keys.record, s.keys.signHead(signedHead{h, s.now()}), s.keys.headAAD())
+		sealed := seal(s.keys.record, s.keys.signHead(signedHead{s.anchor.epoch, h, s.now()}), s.keys.headAAD())
 		if err := s.write([]write{{[]byte(headKey), sealed}}); err != nil {
 			return fmt.Errorf("signing the head: %w", err)
 		}

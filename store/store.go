@@ -7,7 +7,7 @@
 //	Dir/keycheck      store id, salt, proof of the root key. Trusted after its MAC; a change is ErrWrongKey.
 //	Dir/store/        Badger. Trusted for nothing: each value is sealed to its place, the trail is chained, and
 //	                  what was cut off shows against the anchor.
-//	AnchorDir/anchor.<id>  the newest head, outside the folder. Who can put both it and Dir back to an older
+//	AnchorDir/anchor.<id>  the newest head, outside the folder, and what one process tells the next. Who can put both it and Dir back to an older
 //	                  state goes back in time unseen; nothing less does.
 //
 // Keys in Badger (hash = the first 16 bytes of a keyed hash):
@@ -116,7 +116,11 @@ func Open(o Options) (*Store, error) {
 	s := &Store{keys: keys, db: db, log: o.Log, now: o.Now, dir: o.Dir, anchor: a, stop: make(chan struct{})}
 	s.wake, s.idle = sync.NewCond(&s.mu), sync.NewCond(&s.mu)
 	s.write = s.transact
-	if err := s.readHead(); err != nil {
+	err = s.readHead()
+	if err == nil {
+		err = a.mark(keys, markOpen, true)
+	}
+	if err != nil {
 		return nil, errors.Join(err, db.Close(), a.close())
 	}
 	s.running.Go(s.commitLoop)
@@ -147,7 +151,7 @@ func (s *Store) readHead() error {
 	s.mu.Lock()
 	s.head = h
 	s.mu.Unlock()
-	return s.anchor.put(s.keys, h)
+	return s.anchor.put(s.keys, h, time.Time{})
 }
 
 // checkAgainst refuses a trail that ends at h but lacks, or contradicts, an earlier head that is known.
@@ -200,7 +204,11 @@ func (s *Store) Close() error {
 		s.mu.Unlock()
 		close(s.stop)
 		s.running.Wait()
-		s.closeErr = errors.Join(s.checkpoint(), s.anchor.close(), s.closeDB())
+		s.closeErr = errors.Join(s.checkpoint(), s.closeDB())
+		if s.closeErr == nil {
+			s.closeErr = s.anchor.mark(s.keys, markOpen, false)
+		}
+		s.closeErr = errors.Join(s.closeErr, s.anchor.close())
 	})
 	return s.closeErr
 }

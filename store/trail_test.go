@@ -86,7 +86,7 @@ func TestVerifyWantsThePinnedKey(t *testing.T) {
 func TestVerifyChecksAnchorAndSignedHead(t *testing.T) {
 	s := mustOpen(t, testOptions(t))
 	groups(t, s, 2)
-	sealed := seal(s.keys.record, s.keys.signHead(signedHead{head{2, Digest{1}}, day}), s.keys.headAAD())
+	sealed := seal(s.keys.record, s.keys.signHead(signedHead{1, head{2, Digest{1}}, day}), s.keys.headAAD())
 	if err := s.checkpoint(); err != nil {
 		t.Fatal(err)
 	}

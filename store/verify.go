@@ -22,7 +22,7 @@ func (s *Store) Verify(ctx context.Context, pinned string) (Report, error) {
 	h := s.durable()
 	s.disk.Unlock()
 	r := Report{Fingerprint: s.Fingerprint(), HeadSeq: h.seq, Head: h.hash}
-	known := []knownHead{{anchored, "the anchor"}, {signed.head, "the signed head"}, {h, "the running store"}}
+	known := []knownHead{{anchored.head, "the anchor"}, {signed.head, "the signed head"}, {h, "the running store"}}
 	err := s.db.View(func(txn *badger.Txn) error {
 		return s.walk(ctx, txn, 1, h.seq, func(e *Entry) error {
 			for _, k := range known {

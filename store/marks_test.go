@@ -1,0 +1,56 @@
+package store
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// copied is o's store as a kill at this moment leaves it.
+func copied(t *testing.T, o Options) Options {
+	t.Helper()
+	dir := t.TempDir()
+	for _, part := range []*string{&o.Dir, &o.AnchorDir} {
+		to := filepath.Join(dir, filepath.Base(*part))
+		if err := os.CopyFS(to, os.DirFS(*part)); err != nil {
+			t.Fatal(err)
+		}
+		for _, folder := range []string{to, filepath.Join(to, "store")} {
+			if err := os.Chmod(folder, 0o700); err != nil && !os.IsNotExist(err) {
+				t.Fatal(err)
+			}
+		}
+		*part = to
+	}
+	return o
+}
+
+// What one process leaves for the next: that it did not close the store, that something it did is not on disk, and how
+// far its clock had come.
+func TestMarksOutliveTheProcess(t *testing.T) {
+	o := testOptions(t)
+	s := mustOpen(t, o)
+	if s.Unclean() || s.Owed() || !s.HighWater().IsZero() {
+		t.Fatalf("a new store: unclean %v, owed %v, high-water %v", s.Unclean(), s.Owed(), s.HighWater())
+	}
+	late := day.Add(time.Hour)
+	for _, now := range []time.Time{late, day} {
+		if err := s.Observe(now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	record(t, s, leaseCreated(1))
+	if err := s.Owe(true); err != nil {
+		t.Fatal(err)
+	}
+	killed := mustOpen(t, copied(t, o))
+	if !killed.Unclean() || !killed.Owed() || !killed.HighWater().Equal(late) {
+		t.Errorf("after a kill: unclean %v, owed %v, high-water %v", killed.Unclean(), killed.Owed(), killed.HighWater())
+	}
+	mustClose(t, s)
+	s = mustOpen(t, o)
+	if s.Unclean() || s.Owed() || !s.HighWater().Equal(late) {
+		t.Errorf("after an orderly end: unclean %v, owed %v, high-water %v", s.Unclean(), s.Owed(), s.HighWater())
+	}
+}
