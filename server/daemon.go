@@ -23,6 +23,7 @@ import (
 	"keylease/internal/identity"
 	"keylease/internal/lease"
 	"keylease/internal/passphrase"
+	"keylease/store"
 	"keylease/tools"
 )
 
@@ -150,7 +151,7 @@ func (d *daemon) backendOf(b *lease.Broker, closeAll func() error) backend {
 			Limits: d.Limits, Called: d.touch, Now: d.Now}),
 		activity: b.Activity,
 		started: func(ctx context.Context, l Listening) error {
-			return b.Started(ctx, map[string]string{"address": l.HTTP, "version": d.Version, "auto": strconv.FormatBool(d.Auto)})
+			return b.Started(ctx, store.DetailsOf("address", l.HTTP, "version", d.Version, "auto", strconv.FormatBool(d.Auto)))
 		},
 		run: b.Run, reload: b.ReloadPolicy, stopped: b.Stopped, close: closeAll,
 	}

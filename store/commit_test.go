@@ -160,9 +160,9 @@ func TestQueueBehindAFailedGroupFailsToo(t *testing.T) {
 func TestDetailsAreAnAllowList(t *testing.T) {
 	s := mustOpen(t, testOptions(t))
 	for name, e := range map[string]Entry{
-		"field":  {Event: EventLeaseReleased, Details: map[string]string{"value": "sk-fake-1"}},
+		"field":  {Event: EventLeaseReleased, Details: DetailsOf("value", "sk-fake-1")},
 		"event":  {Event: "lease.invented"},
-		"size":   {Event: EventLeaseReleased, Details: map[string]string{"reason": strings.Repeat("x", maxEntry)}},
+		"size":   {Event: EventLeaseReleased, Details: DetailsOf("reason", strings.Repeat("x", maxEntry))},
 		"number": {Event: EventLeaseReleased, Version: -1},
 	} {
 		_, err := s.Submit(Change{Entry: e}).Wait()

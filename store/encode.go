@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
-	"slices"
 	"time"
 )
 
@@ -42,17 +41,9 @@ func encodeBody(b []byte, e *Entry) []byte {
 	b = appendText(b, e.LeaseID)
 	b = appendText(b, e.Purpose)
 	b = binary.AppendUvarint(b, uint64(len(e.Details)))
-	if len(e.Details) > 0 {
-		var room [16]string // more than any event has: no allocation
-		fields := room[:0]
-		for field := range e.Details {
-			fields = append(fields, field)
-		}
-		slices.Sort(fields)
-		for _, field := range fields {
-			b = appendText(b, field)
-			b = appendText(b, e.Details[field])
-		}
+	for i := range e.Details {
+		b = appendText(b, e.Details[i].Field)
+		b = appendText(b, e.Details[i].Value)
 	}
 	return b
 }
@@ -116,22 +107,19 @@ func (d *decoder) entry(b []byte) (*Entry, error) {
 	return e, nil
 }
 
-func (d *decoder) details() map[string]string {
+func (d *decoder) details() Details {
 	n := d.count(2)
 	if n == 0 {
 		return nil
 	}
-	m := make(map[string]string, n)
-	last := ""
-	for i := range n {
-		field := d.known()
-		if i > 0 && field <= last {
-			d.bad = true // out of order or twice: not the one encoding
-		}
-		last = field
-		m[field] = d.text()
+	all := make(Details, n)
+	for i := range all {
+		all[i] = Detail{d.known(), d.text()}
 	}
-	return m
+	if !all.inOrder() {
+		d.bad = true // not the one encoding
+	}
+	return all
 }
 
 func (d *decoder) records() []RecordRef {

@@ -67,20 +67,20 @@ type EntryIdentity struct {
 // Entry is one event of the trail. The caller of Submit fills in what happened; Seq, Records, Salt, Prev and Hash
 // are the committer's.
 type Entry struct {
-	Seq          uint64            `json:"seq"` // from 1, without gaps
-	Time         time.Time         `json:"time"`
-	Event        Event             `json:"event"`
-	Identity     EntryIdentity     `json:"identity,omitzero"`
-	Credential   string            `json:"credential,omitempty"`
-	CredentialID string            `json:"credential_id,omitempty"`
-	Version      int               `json:"version,omitempty"`
-	LeaseID      string            `json:"lease_id,omitempty"`
-	Purpose      string            `json:"purpose,omitempty"`
-	Details      map[string]string `json:"details,omitempty"` // only what the event's row in events.go allows
-	Records      []RecordRef       `json:"records,omitempty"`
-	Salt         Salt              `json:"salt"`
-	Prev         Digest            `json:"prev"` // Hash of Seq-1; zero in the first
-	Hash         Digest            `json:"hash"` // over all of the above: see encode.go
+	Seq          uint64        `json:"seq"` // from 1, without gaps
+	Time         time.Time     `json:"time"`
+	Event        Event         `json:"event"`
+	Identity     EntryIdentity `json:"identity,omitzero"`
+	Credential   string        `json:"credential,omitempty"`
+	CredentialID string        `json:"credential_id,omitempty"`
+	Version      int           `json:"version,omitempty"`
+	LeaseID      string        `json:"lease_id,omitempty"`
+	Purpose      string        `json:"purpose,omitempty"`
+	Details      Details       `json:"details,omitempty"` // only what the event's row in events.go allows
+	Records      []RecordRef   `json:"records,omitempty"`
+	Salt         Salt          `json:"salt"`
+	Prev         Digest        `json:"prev"` // Hash of Seq-1; zero in the first
+	Hash         Digest        `json:"hash"` // over all of the above: see encode.go
 }
 
 // Change is one event and what has to be on disk with it, or not at all.

@@ -109,10 +109,13 @@ func checkDetails(e *Entry) error {
 	if at < 0 {
 		return fmt.Errorf("event %q is not one that the trail knows", e.Event)
 	}
-	for field := range e.Details {
-		if !slices.Contains(rows[at].fields, field) {
-			return fmt.Errorf("details of %s may not have the field %q", e.Event, field)
+	for i := range e.Details {
+		if !slices.Contains(rows[at].fields, e.Details[i].Field) {
+			return fmt.Errorf("details of %s may not have the field %q", e.Event, e.Details[i].Field)
 		}
+	}
+	if !e.Details.inOrder() {
+		return fmt.Errorf("details of %s are out of order, or have a field twice", e.Event)
 	}
 	return nil
 }

@@ -144,7 +144,8 @@ func TestNothingIsInTheFilesInPlain(t *testing.T) {
 	s := mustOpen(t, o)
 	c := leaseCreated(1)
 	c.Entry.Credential, c.Entry.CredentialID, c.Entry.Purpose = "canary-name", "cr_canary", "canary purpose"
-	c.Entry.Identity.Name, c.Entry.Details["rule"] = "canary-agent", "canary rule"
+	c.Entry.Identity.Name = "canary-agent"
+	c.Entry.Details.Set("rule", "canary rule")
 	c.Records = []RecordWrite{{KindCredential, "cr_canary", []byte("canary record")}}
 	c.Values = []ValueWrite{{"cr_canary", 1, secret.New([]byte("sk-fake-canary-value"))}}
 	e := record(t, s, c)

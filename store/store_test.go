@@ -50,7 +50,7 @@ func leaseCreated(n int) Change {
 	return Change{Entry: Entry{
 		Event: EventLeaseCreated, Identity: EntryIdentity{Type: "agent", Name: "claude-code", Proof: "declared", By: "uid:1000", Session: "s1"},
 		Credential: "openai-prod", CredentialID: "cr_1", Version: 1, LeaseID: fmt.Sprintf("ls_%08d", n), Purpose: "summarize the report",
-		Details: map[string]string{"delivery": "value", "ttl": "30m", "expires_at": day.Format(time.RFC3339Nano)},
+		Details: DetailsOf("delivery", "value", "ttl", "30m", "expires_at", day.Format(time.RFC3339Nano)),
 	}}
 }
 

@@ -129,7 +129,7 @@ func writeEntry(w io.Writer, data []byte) error {
 	if e.Purpose != "" {
 		line += fmt.Sprintf("  %q", e.Purpose)
 	}
-	if details := pairs(e.Details); details != "" {
+	if details := pairs(e.Details.Map()); details != "" {
 		line += "  " + details
 	}
 	_, err := fmt.Fprintln(w, terminal(line))

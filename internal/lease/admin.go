@@ -80,7 +80,7 @@ func (b *Broker) Put(_ context.Context, admin identity.Caller, c NewCredential) 
 }
 
 // create stores c; seeded is nil unless it comes from a seed file. Caller holds mu.
-func (b *Broker) create(admin identity.Caller, c NewCredential, seeded *seedMarks, details map[string]string) (*credential, error) {
+func (b *Broker) create(admin identity.Caller, c NewCredential, seeded *seedMarks, details store.Details) (*credential, error) {
 	now := b.now()
 	rec := credentialRecord{ID: newID("cr_"), Name: c.Name, Type: c.Type, State: stateActive, Metadata: c.Metadata,
 		Policy: c.Policy, Expose: c.Expose, Upstream: c.Upstream, CreatedAt: now, UpdatedAt: now}
@@ -95,7 +95,7 @@ func (b *Broker) create(admin identity.Caller, c NewCredential, seeded *seedMark
 }
 
 // write commits a credential's record, and the value of its newest version where there is one. Caller holds mu.
-func (b *Broker) write(admin identity.Caller, event store.Event, rec credentialRecord, value *secret.Secret, details map[string]string) error {
+func (b *Broker) write(admin identity.Caller, event store.Event, rec credentialRecord, value *secret.Secret, details store.Details) error {
 	e := entry(event, admin)
 	e.Time, e.Credential, e.CredentialID, e.Details = rec.UpdatedAt, rec.Name, rec.ID, details
 	e.Version = rec.Versions[len(rec.Versions)-1].Version
@@ -143,7 +143,7 @@ func (b *Broker) Rotate(_ context.Context, admin identity.Caller, name string, v
 	return b.info(c), nil
 }
 
-func (b *Broker) rotate(admin identity.Caller, c *credential, value secret.Secret, seeded *seedMarks, details map[string]string) error {
+func (b *Broker) rotate(admin identity.Caller, c *credential, value secret.Secret, seeded *seedMarks, details store.Details) error {
 	rec := c.rec.clone()
 	rec.UpdatedAt = b.now()
 	for i := range rec.Versions {

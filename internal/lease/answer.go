@@ -84,16 +84,16 @@ func (b *Broker) answer(a *approval, by identity.Caller, as policy.Approval, yes
 		event = store.EventApprovalGranted
 	}
 	e := a.entry(event, by, now)
-	e.Details["by"] = string(policy.Operator)
+	e.Details.Set("by", string(policy.Operator))
 	if as == policy.User {
-		e.Details["by"] = "client" // which says that its user said so
+		e.Details.Set("by", "client") // which says that its user said so
 	}
-	e.Details["question"] = a.Shown
+	e.Details.Set("question", a.Shown)
 	if yes {
-		e.Details["expires_at"] = stamp(now.Add(ApprovalFor))
+		e.Details.Set("expires_at", stamp(now.Add(ApprovalFor)))
 	}
 	if reason != "" {
-		e.Details["reason"] = reason
+		e.Details.Set("reason", reason)
 	}
 	return b.submit(store.Change{Entry: e}, nil)
 }
@@ -161,12 +161,12 @@ func (ix *index) applyApproval(e *store.Entry) error {
 	if e.Event == store.EventApprovalAsked {
 		return ix.applyAsked(e)
 	}
-	a := ix.asked[e.Details["approval_id"]]
+	a := ix.asked[e.Details.Get("approval_id")]
 	if a == nil {
-		return fmt.Errorf("entry %d (%s) is about approval %s, which was not asked", e.Seq, e.Event, e.Details["approval_id"])
+		return fmt.Errorf("entry %d (%s) is about approval %s, which was not asked", e.Seq, e.Event, e.Details.Get("approval_id"))
 	}
-	a.Reason = e.Details["reason"]
-	if by := e.Details["by"]; by == "client" {
+	a.Reason = e.Details.Get("reason")
+	if by := e.Details.Get("by"); by == "client" {
 		a.By = policy.User
 	} else if by != "" {
 		a.By = policy.Operator
@@ -210,25 +210,25 @@ func (ix *index) applyAsked(e *store.Entry) error {
 	if err != nil {
 		return fmt.Errorf("entry %d: %w", e.Seq, err)
 	}
-	long, err := ttl.Parse(e.Details["ttl"])
+	long, err := ttl.Parse(e.Details.Get("ttl"))
 	if err != nil {
 		return fmt.Errorf("entry %d: %w", e.Seq, err)
 	}
 	ix.forgetAnswered(e.Time)
 	maps.DeleteFunc(ix.denials, func(_ string, d denials) bool { return e.Time.Sub(d.Last) > keepAnswered })
-	ix.asked[e.Details["approval_id"]] = &approval{ID: e.Details["approval_id"], State: Pending, Shown: e.Details["question"],
-		Capped: e.Details["ttl_capped"] == "true", Asked: e.Time, Expires: detailTime(e, "expires_at"),
+	ix.asked[e.Details.Get("approval_id")] = &approval{ID: e.Details.Get("approval_id"), State: Pending, Shown: e.Details.Get("question"),
+		Capped: e.Details.Get("ttl_capped") == "true", Asked: e.Time, Expires: detailTime(e, "expires_at"),
 		Question: Question{Identity: identity.Principal{Type: identity.Type(e.Identity.Type), Name: e.Identity.Name, Proof: proof, By: e.Identity.By},
 			ClientName: e.Identity.ClientName, ClientVersion: e.Identity.ClientVersion,
 			Credential: e.Credential, CredentialID: e.CredentialID, Version: e.Version,
-			Delivery: policy.Delivery(e.Details["delivery"]), TTL: long, Approval: policy.Approval(e.Details["approval"]),
-			PolicyHash: e.Details["policy_hash"], Terms: e.Details["terms"], Purpose: e.Purpose}}
+			Delivery: policy.Delivery(e.Details.Get("delivery")), TTL: long, Approval: policy.Approval(e.Details.Get("approval")),
+			PolicyHash: e.Details.Get("policy_hash"), Terms: e.Details.Get("terms"), Purpose: e.Purpose}}
 	return nil
 }
 
 // applySpent uses up the approval that a lease.created Entry names, and gives the lease its bounds.
 func (ix *index) applySpent(e *store.Entry, l *lease) error {
-	id := e.Details["approval_id"]
+	id := e.Details.Get("approval_id")
 	if id == "" {
 		return nil
 	}

@@ -35,11 +35,11 @@ func (ix *index) apply(e *store.Entry, rec any) error {
 	case store.EventLeasesEnded:
 		ix.applyLeasesEnded(e)
 	case store.EventServerFrozen:
-		ix.frozen = &Frozen{Since: e.Time, Reason: e.Details["reason"]}
+		ix.frozen = &Frozen{Since: e.Time, Reason: e.Details.Get("reason")}
 	case store.EventServerThawed:
 		ix.frozen = nil
 	case store.EventPolicyLoaded:
-		ix.policy = policyMark{Hash: e.Details["hash"], File: e.Details["file"]}
+		ix.policy = policyMark{Hash: e.Details.Get("hash"), File: e.Details.Get("file")}
 	case store.EventLeaseCreated, store.EventLeaseRenewed, store.EventLeaseOrphaned, store.EventLeaseAdopted,
 		store.EventLeaseReleased, store.EventLeaseExpired, store.EventLeaseRevoked:
 		return ix.applyLease(e)
@@ -89,7 +89,7 @@ func (ix *index) noteRefs(c *credential, e *store.Entry) {
 }
 
 func (ix *index) applyToken(e *store.Entry, rec any) {
-	id := e.Details["token_id"]
+	id := e.Details.Get("token_id")
 	t := ix.tokens[id]
 	if t == nil {
 		t = &token{}
@@ -185,14 +185,14 @@ func (ix *index) applyCreated(e *store.Entry) error {
 	if err != nil {
 		return fmt.Errorf("entry %d: %w", e.Seq, err)
 	}
-	keep, _ := strconv.ParseBool(e.Details["keep_on_disconnect"])
+	keep, _ := strconv.ParseBool(e.Details.Get("keep_on_disconnect"))
 	l := &lease{
 		id: e.LeaseID, cred: c, version: e.Version, purpose: e.Purpose, issued: e.Time, keep: keep,
 		owner:    identity.Principal{Type: identity.Type(e.Identity.Type), Name: e.Identity.Name, Proof: proof, By: e.Identity.By},
-		delivery: policy.Delivery(e.Details["delivery"]), session: e.Identity.Session,
-		expires: detailTime(e, "expires_at"), maxAt: detailTime(e, "max_expires_at"), uid: e.Details["uid"],
+		delivery: policy.Delivery(e.Details.Get("delivery")), session: e.Identity.Session,
+		expires: detailTime(e, "expires_at"), maxAt: detailTime(e, "max_expires_at"), uid: e.Details.Get("uid"),
 	}
-	if mac := e.Details["handle"]; mac != "" {
+	if mac := e.Details.Get("handle"); mac != "" {
 		l.handle = new([32]byte)
 		if n, err := hex.Decode(l.handle[:], []byte(mac)); err != nil || n != 32 {
 			return fmt.Errorf("entry %d: its handle can't be read", e.Seq)
@@ -210,7 +210,7 @@ func (ix *index) applyCreated(e *store.Entry) error {
 
 // detailTime reads a time of an Entry; one that can't be read is zero, which every use takes for "ended".
 func detailTime(e *store.Entry, field string) time.Time {
-	t, err := time.Parse(time.RFC3339Nano, e.Details[field])
+	t, err := time.Parse(time.RFC3339Nano, e.Details.Get(field))
 	if err != nil {
 		return time.Time{}
 	}

@@ -157,12 +157,12 @@ func (b *Broker) ask(caller identity.Caller, q Question, d policy.Decision, now 
 	e := entry(store.EventApprovalAsked, caller)
 	e.Identity.ClientName, e.Identity.ClientVersion = q.ClientName, q.ClientVersion
 	e.Time, e.Credential, e.CredentialID, e.Version, e.Purpose = now, q.Credential, q.CredentialID, q.Version, q.Purpose
-	e.Details = map[string]string{"approval_id": newID("ap_"), "approval": string(q.Approval), "delivery": string(q.Delivery),
-		"ttl": ttl.Format(q.TTL), "ttl_capped": formatBool(d.Capped), "rule": d.Rule, "policy_hash": q.PolicyHash,
-		"terms": q.Terms, "question": q.Hash(), "expires_at": stamp(now.Add(ApprovalFor)), "transport": caller.Transport}
+	e.Details = store.DetailsOf("approval_id", newID("ap_"), "approval", string(q.Approval), "delivery", string(q.Delivery),
+		"ttl", ttl.Format(q.TTL), "ttl_capped", formatBool(d.Capped), "rule", d.Rule, "policy_hash", q.PolicyHash,
+		"terms", q.Terms, "question", q.Hash(), "expires_at", stamp(now.Add(ApprovalFor)), "transport", caller.Transport)
 	notePeer(&e, caller)
 	w, err := b.submit(store.Change{Entry: e}, nil)
-	return admitted{asked: b.ix.asked[e.Details["approval_id"]], fresh: true, written: w}, err
+	return admitted{asked: b.ix.asked[e.Details.Get("approval_id")], fresh: true, written: w}, err
 }
 
 // pending counts the questions of a rate key that a person can still answer, and says when the first of them is over.
@@ -278,7 +278,7 @@ func (b *Broker) lapse(a *approval, now time.Time) written {
 // giveUp writes down that no answer to a is of use any more. Caller holds mu.
 func (b *Broker) giveUp(a *approval, why string, now time.Time) written {
 	e := a.entry(store.EventApprovalExpired, identity.Caller{Principal: a.Identity}, now)
-	e.Details["reason"] = why
+	e.Details.Set("reason", why)
 	w, _ := b.submit(store.Change{Entry: e}, nil) // a fault was logged; what is over by the clock gives nothing anyway
 	return w
 }
@@ -286,7 +286,7 @@ func (b *Broker) giveUp(a *approval, why string, now time.Time) written {
 func (a *approval) entry(event store.Event, by identity.Caller, now time.Time) store.Entry {
 	e := entry(event, by)
 	e.Time, e.Credential, e.CredentialID, e.Version = now, a.Credential, a.CredentialID, a.Version
-	e.Details = map[string]string{"approval_id": a.ID}
+	e.Details = store.DetailsOf("approval_id", a.ID)
 	return e
 }
 

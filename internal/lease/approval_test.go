@@ -398,8 +398,8 @@ func TestAnsweredQuestionsDoNotPileUp(t *testing.T) {
 	for i := range 3 * maxAnswered {
 		id := strconv.Itoa(i)
 		asked := &store.Entry{Seq: uint64(i), Time: w.now, Event: store.EventApprovalAsked, Identity: store.EntryIdentity{Type: "agent", Name: "a", Proof: "declared"},
-			Details: map[string]string{"approval_id": id, "ttl": "1m", "expires_at": stamp(w.now.Add(ApprovalFor))}}
-		over := &store.Entry{Seq: uint64(i), Time: w.now, Event: store.EventApprovalExpired, Details: map[string]string{"approval_id": id}}
+			Details: store.DetailsOf("approval_id", id, "ttl", "1m", "expires_at", stamp(w.now.Add(ApprovalFor)))}
+		over := &store.Entry{Seq: uint64(i), Time: w.now, Event: store.EventApprovalExpired, Details: store.DetailsOf("approval_id", id)}
 		if err := w.ix.applyApproval(asked); err != nil {
 			t.Fatal(err)
 		}

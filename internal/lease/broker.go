@@ -257,7 +257,7 @@ func (b *Broker) change(c store.Change, rec any) (store.Entry, error) {
 	if cred := b.ix.byID[e.CredentialID]; cred != nil {
 		b.ix.noteRefs(cred, &e)
 	}
-	if t := b.ix.tokens[e.Details["token_id"]]; t != nil {
+	if t := b.ix.tokens[e.Details.Get("token_id")]; t != nil {
 		for _, ref := range e.Records {
 			t.ref = ref
 		}
@@ -289,7 +289,7 @@ func (b *Broker) Close() error {
 }
 
 // Started and Stopped put the daemon's own life into the trail.
-func (b *Broker) Started(_ context.Context, details map[string]string) error {
+func (b *Broker) Started(_ context.Context, details store.Details) error {
 	return b.note(store.EventServerStarted, details)
 }
 
@@ -300,10 +300,10 @@ func (b *Broker) Stopped(_ context.Context, reason string) error {
 		b.summaries(b.now(), true)
 	}
 	b.mu.Unlock()
-	return b.note(store.EventServerStopped, map[string]string{"reason": reason})
+	return b.note(store.EventServerStopped, store.DetailsOf("reason", reason))
 }
 
-func (b *Broker) note(event store.Event, details map[string]string) error {
+func (b *Broker) note(event store.Event, details store.Details) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := b.ready(); err != nil {
@@ -351,7 +351,7 @@ func entry(event store.Event, caller identity.Caller) store.Entry {
 // notePeer puts the program behind a local caller into an Entry, as an attribute: it decides nothing.
 func notePeer(e *store.Entry, caller identity.Caller) {
 	if caller.Peer != "" {
-		e.Details["peer"] = caller.Peer
+		e.Details.Set("peer", caller.Peer)
 	}
 }
 

@@ -59,13 +59,13 @@ func (ix *index) letGo(l *lease) {
 
 // applyLeasesEnded sets aside what the Entry's identity holds.
 func (ix *index) applyLeasesEnded(e *store.Entry) {
-	of := identity.Holder{Type: identity.Type(e.Details["identity_type"]), Name: e.Details["identity"]}
+	of := identity.Holder{Type: identity.Type(e.Details.Get("identity_type")), Name: e.Details.Get("identity")}
 	h := ix.holders[of]
 	if h == nil {
 		return
 	}
 	by := identity.Principal{Type: identity.Type(e.Identity.Type), Name: e.Identity.Name, By: e.Identity.By}
-	h.cut = &cutoff{At: e.Time, By: by, Reason: e.Details["reason"]}
+	h.cut = &cutoff{At: e.Time, By: by, Reason: e.Details.Get("reason")}
 	delete(ix.holders, of)
 	ix.cut = append(ix.cut, h)
 }
@@ -85,7 +85,7 @@ func (b *Broker) cutOff(admin identity.Caller, f Filter, reason string) (int, er
 		}
 		e := entry(store.EventLeasesEnded, admin)
 		e.Time = now
-		e.Details = map[string]string{"identity": f.Identity, "identity_type": string(typ), "leases": strconv.Itoa(n), "reason": reason}
+		e.Details = store.DetailsOf("identity", f.Identity, "identity_type", string(typ), "leases", strconv.Itoa(n), "reason", reason)
 		if _, err := b.submit(store.Change{Entry: e}, nil); err != nil {
 			return 0, err
 		}

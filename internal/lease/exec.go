@@ -58,8 +58,7 @@ func (b *Broker) Exec(ctx context.Context, caller identity.Caller, r ExecRequest
 		}
 		return nil, b.denied(caller, r.Credential, r.LeaseID, "exec", r.Purpose, policy.Exec, err)
 	}
-	e := u.entry
-	e.Details["phase"] = "begun"
+	e := u.with(store.DetailsOf("phase", "begun"))
 	if err := b.submitAndSettle(e); err != nil {
 		b.drop(u)
 		return nil, err
@@ -124,9 +123,9 @@ func (b *Broker) startExec(caller identity.Caller, r *ExecRequest, argv []string
 	if err := cmp.Or(b.usable(l, now), b.hold(l, caller, now)); err != nil {
 		return nil, sealedAt{}, err
 	}
-	details := map[string]string{"program": CleanText(r.Program, 100)}
+	details := store.DetailsOf("program", CleanText(r.Program, 100))
 	if r.Origin != "" {
-		details["origin"] = CleanText(r.Origin, 300)
+		details.Set("origin", CleanText(r.Origin, 300))
 	}
 	u := b.startUse(l, caller, details, now)
 	notePeer(&u.entry, caller)
@@ -234,7 +233,7 @@ func (b *Broker) hold(l *lease, caller identity.Caller, now time.Time) error {
 
 func (b *Broker) adoptInto(l *lease, session string, now time.Time) (written, error) {
 	e := l.entry(store.EventLeaseAdopted, identity.Caller{Principal: l.owner, Session: session}, now)
-	e.Details = map[string]string{"session": session}
+	e.Details = store.DetailsOf("session", session)
 	return b.submit(store.Change{Entry: e}, nil)
 }
 

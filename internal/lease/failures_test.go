@@ -15,7 +15,7 @@ import (
 func (w *world) failed() (all []map[string]string) {
 	w.t.Helper()
 	err := w.Entries(context.Background(), EntryFilter{Event: string(store.EventAuthFailed)}, func(e *store.Entry) error {
-		all = append(all, e.Details)
+		all = append(all, e.Details.Map())
 		return nil
 	})
 	if err != nil {

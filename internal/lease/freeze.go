@@ -33,7 +33,7 @@ func (b *Broker) Freeze(_ context.Context, admin identity.Caller, reason string)
 	if !already {
 		e := entry(store.EventServerFrozen, admin)
 		if reason = CleanText(reason, MaxReason); reason != "" {
-			e.Details = map[string]string{"reason": reason}
+			e.Details = store.DetailsOf("reason", reason)
 		}
 		if _, err := b.submit(store.Change{Entry: e}, nil); err != nil {
 			return Frozen{}, err

@@ -77,8 +77,8 @@ func TestFailuresFromManyAddressesAreToldTogether(t *testing.T) {
 	w.sweep(context.Background())
 	others := ""
 	err := w.Entries(context.Background(), EntryFilter{Event: string(store.EventAuthFailed)}, func(e *store.Entry) error {
-		if e.Details["source"] == "others" && e.Details["count"] != "" {
-			others = e.Details["count"]
+		if e.Details.Get("source") == "others" && e.Details.Get("count") != "" {
+			others = e.Details.Get("count")
 		}
 		return nil
 	})

@@ -563,7 +563,7 @@ func TestWhatCouldNotBeRecordedDidNotHappen(t *testing.T) {
 	b := w.Broker
 	b.mu.Lock()
 	e := entry(store.EventLeaseReleased, a)
-	e.LeaseID, e.Details = kept.LeaseID, map[string]string{"nonsense": "x"}
+	e.LeaseID, e.Details = kept.LeaseID, store.DetailsOf("nonsense", "x")
 	bad, err := b.submit(store.Change{Entry: e}, nil)
 	b.mu.Unlock()
 	if err != nil {

@@ -90,24 +90,24 @@ func (b *Broker) admit(caller identity.Caller, r *Request, handle secret.Secret)
 	e := entry(store.EventLeaseCreated, caller)
 	e.Time, e.LeaseID, e.Credential, e.CredentialID = now, newID("ls_"), c.rec.Name, c.rec.ID
 	e.Version, e.Purpose = c.current(), CleanText(r.Purpose, MaxPurpose)
-	e.Details = map[string]string{
-		"delivery": string(delivery), "ttl": ttl.Format(d.TTL), "ttl_capped": formatBool(d.Capped),
-		"expires_at": stamp(now.Add(d.TTL)), "max_expires_at": stamp(now.Add(d.MaxTTL)),
-		"rule": d.Rule, "transport": caller.Transport, "keep_on_disconnect": formatBool(d.KeepOnDisconnect),
-	}
+	e.Details = store.DetailsOf(
+		"delivery", string(delivery), "ttl", ttl.Format(d.TTL), "ttl_capped", formatBool(d.Capped),
+		"expires_at", stamp(now.Add(d.TTL)), "max_expires_at", stamp(now.Add(d.MaxTTL)),
+		"rule", d.Rule, "transport", caller.Transport, "keep_on_disconnect", formatBool(d.KeepOnDisconnect))
 	if b.policy.current != nil {
-		e.Details["policy_hash"] = b.policy.current.Hash()
+		e.Details.Set("policy_hash", b.policy.current.Hash())
 	}
 	if yes != nil { // spent by this very Entry: it opens one lease, however many come for it
 		d.Capped = d.Capped || yes.Capped
-		e.Details["approval_id"], e.Details["max_expires_at"] = yes.ID, e.Details["expires_at"]
+		e.Details.Set("approval_id", yes.ID)
+		e.Details.Set("max_expires_at", e.Details.Get("expires_at"))
 	}
 	if delivery == policy.Proxy {
 		mac := b.handleMAC(string(handle.Bytes()))
-		e.Details["handle"] = hex.EncodeToString(mac[:])
+		e.Details.Set("handle", hex.EncodeToString(mac[:]))
 	}
 	if caller.UID != "" {
-		e.Details["uid"] = caller.UID
+		e.Details.Set("uid", caller.UID)
 	}
 	notePeer(&e, caller)
 	w, err := b.submit(store.Change{Entry: e}, nil)
@@ -284,10 +284,10 @@ func (b *Broker) extend(caller identity.Caller, r RenewRequest, now time.Time) (
 		expires = l.expires
 	}
 	e := l.entry(store.EventLeaseRenewed, caller, now)
-	e.Details = map[string]string{"expires_at": stamp(expires), "max_expires_at": stamp(ceiling),
-		"ttl": ttl.Format(expires.Sub(now)), "ttl_capped": formatBool(capped), "rule": d.Rule}
+	e.Details = store.DetailsOf("expires_at", stamp(expires), "max_expires_at", stamp(ceiling),
+		"ttl", ttl.Format(expires.Sub(now)), "ttl_capped", formatBool(capped), "rule", d.Rule)
 	if b.policy.current != nil {
-		e.Details["policy_hash"] = b.policy.current.Hash()
+		e.Details.Set("policy_hash", b.policy.current.Hash())
 	}
 	w, err := b.submit(store.Change{Entry: e}, nil)
 	if err == nil {
@@ -351,12 +351,12 @@ func (b *Broker) end(l *lease, event store.Event, by identity.Caller, now time.T
 		by.Principal = l.owner
 	}
 	e := l.entry(event, by, now)
-	e.Details = map[string]string{"held_for": ttl.Format(at.Sub(l.issued))}
+	e.Details = store.DetailsOf("held_for", ttl.Format(at.Sub(l.issued)))
 	if reason != "" {
-		e.Details["reason"] = reason
+		e.Details.Set("reason", reason)
 	}
 	if e.Identity.By != l.owner.By || e.Identity.Name != l.owner.Name {
-		e.Details["by"] = "admin"
+		e.Details.Set("by", "admin")
 	}
 	w, err := b.submit(store.Change{Entry: e}, nil)
 	b.uses.end(l.id, cmp.Or(reason, map[store.Event]string{store.EventLeaseExpired: "the lease has expired"}[event], "the lease was "+strings.TrimPrefix(string(event), "lease.")))

@@ -397,7 +397,7 @@ func TestAnIdentityIsCutOffAtOnceAndEachLeaseEndsOnce(t *testing.T) {
 		switch e.Event {
 		case store.EventLeaseRevoked:
 			ends[e.LeaseID]++
-			if e.Identity.Name != operator.Name || e.Details["reason"] != "revoked by an admin" {
+			if e.Identity.Name != operator.Name || e.Details.Get("reason") != "revoked by an admin" {
 				t.Fatalf("told as %+v", e)
 			}
 		case store.EventLeaseReleased, store.EventLeaseExpired:
@@ -655,7 +655,7 @@ func TestWhatCouldNotBeRecordedTakesNoUse(t *testing.T) {
 	frozen, cut := entry(store.EventServerFrozen, operator), entry(store.EventLeasesEnded, operator)
 	var last written
 	for _, e := range []store.Entry{again, frozen, cut} { // with a detail that no list allows: the disk will not have them
-		e.Details = map[string]string{"nonsense": "x", "identity": "ci", "identity_type": "agent"}
+		e.Details = store.DetailsOf("nonsense", "x", "identity", "ci", "identity_type", "agent")
 		bad, err := b.submit(store.Change{Entry: e}, nil)
 		if err != nil {
 			t.Fatal(err)

@@ -78,7 +78,7 @@ func (b *Broker) openPolicy() error {
 			return nil
 		}
 		_, err := b.change(store.Change{Entry: store.Entry{Event: store.EventPolicyLoaded,
-			Details: map[string]string{"hash": "", "reason": "dropped by --no-policy"}}}, nil)
+			Details: store.DetailsOf("hash", "", "reason", "dropped by --no-policy")}}, nil)
 		return err
 	}
 	if b.cfg.PolicyFile == nil {
@@ -143,7 +143,7 @@ func (b *Broker) govern(p *policy.Policy) error {
 		return nil // the one that governed when the daemon stopped
 	}
 	_, err := b.submit(store.Change{Entry: store.Entry{Event: store.EventPolicyLoaded,
-		Details: map[string]string{"hash": p.Hash(), "file": b.policy.name}}}, nil)
+		Details: store.DetailsOf("hash", p.Hash(), "file", b.policy.name)}}, nil)
 	return err
 }
 
@@ -159,7 +159,7 @@ func (b *Broker) rejectPolicy(read PolicyRead, why error) error {
 	b.cfg.Log.Error().Str("file", read.Name).Str("why", why.Error()).Msg("the policy file is not usable; the last one goes on governing")
 	sum := sha256.Sum256(read.Data)
 	_, err := b.submit(store.Change{Entry: store.Entry{Event: store.EventPolicyRejected,
-		Details: map[string]string{"hash": hex.EncodeToString(sum[:]), "file": read.Name, "reason": clip(why.Error(), 500)}}}, nil)
+		Details: store.DetailsOf("hash", hex.EncodeToString(sum[:]), "file", read.Name, "reason", clip(why.Error(), 500))}}, nil)
 	return err
 }
 

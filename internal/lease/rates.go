@@ -71,11 +71,11 @@ type AuthFailure struct {
 // kind is f without the names.
 func (f AuthFailure) kind() AuthFailure { return AuthFailure{Source: f.Source, Reason: f.Reason} }
 
-func (f AuthFailure) details() map[string]string {
-	d := map[string]string{"source": f.Source, "reason": f.Reason}
+func (f AuthFailure) details() store.Details {
+	d := store.DetailsOf("source", f.Source, "reason", f.Reason)
 	for field, v := range map[string]string{"token_id": f.TokenID, "issuer": f.Issuer, "subject": f.Subject, "san": f.SAN} {
 		if v != "" {
-			d[field] = v
+			d.Set(field, v)
 		}
 	}
 	return d
@@ -150,7 +150,8 @@ func (b *Broker) summaries(now time.Time, atOnce bool) (all []written) {
 				continue
 			}
 			d := key.details()
-			d["count"], d["since"] = strconv.Itoa(n), stamp(f.since)
+			d.Set("count", strconv.Itoa(n))
+			d.Set("since", stamp(f.since))
 			w, err := b.submit(store.Change{Entry: store.Entry{Event: store.EventAuthFailed, Time: now, Details: d}}, nil)
 			if err == nil {
 				all = append(all, w)
@@ -162,7 +163,7 @@ func (b *Broker) summaries(now time.Time, atOnce bool) (all []written) {
 		for key, n := range r.suppressed {
 			w, err := b.submit(store.Change{Entry: store.Entry{Event: store.EventTrailSuppressed, Time: now,
 				Identity: store.EntryIdentity{By: key},
-				Details:  map[string]string{"event": "rate_limited", "count": strconv.Itoa(n), "since": stamp(r.since)}}}, nil)
+				Details:  store.DetailsOf("event", "rate_limited", "count", strconv.Itoa(n), "since", stamp(r.since))}}, nil)
 			if err == nil {
 				all = append(all, w)
 			}
@@ -184,9 +185,9 @@ func (b *Broker) denied(caller identity.Caller, credential, leaseID, verb, purpo
 	}
 	e := entry(store.EventLeaseDenied, caller)
 	e.Purpose = CleanText(purpose, MaxPurpose)
-	e.Details = map[string]string{"code": string(r.Code), "verb": verb}
+	e.Details = store.DetailsOf("code", string(r.Code), "verb", verb)
 	if way != "" {
-		e.Details["delivery"] = CleanText(string(way), 20)
+		e.Details.Set("delivery", CleanText(string(way), 20))
 	}
 	notePeer(&e, caller)
 	e.Credential, e.LeaseID = askedName(credential), askedID(leaseID)

@@ -80,9 +80,9 @@ func (b *Broker) Seed(_ context.Context, admin identity.Caller, items []SeedItem
 
 func (b *Broker) seedOne(admin identity.Caller, item SeedItem, marks seedMarks, force bool) (SeedResult, error) {
 	c := b.ix.creds[item.Name]
-	details := map[string]string{"source": "seed"}
+	details := store.DetailsOf("source", "seed")
 	if force {
-		details["forced"] = "true"
+		details.Set("forced", "true")
 	}
 	switch {
 	case !item.HasValue:
@@ -110,7 +110,7 @@ func (b *Broker) seedOne(admin identity.Caller, item SeedItem, marks seedMarks, 
 }
 
 // seedChange applies to a credential that is there what differs from what was last seeded.
-func (b *Broker) seedChange(admin identity.Caller, item SeedItem, c *credential, marks seedMarks, force bool, details map[string]string) (SeedResult, error) {
+func (b *Broker) seedChange(admin identity.Caller, item SeedItem, c *credential, marks seedMarks, force bool, details store.Details) (SeedResult, error) {
 	action := "unchanged"
 	if !bytes.Equal(c.rec.SeededValue, marks.value) && !bytes.Equal(c.latest().ValueMAC, marks.value) {
 		if c.rec.SeededValue == nil && !force {
@@ -149,12 +149,12 @@ func (b *Broker) seedConsumed(admin identity.Caller, item SeedItem, c *credentia
 	if bytes.Equal(c.rec.SeededRest, marks.rest) {
 		return SeedResult{Name: item.Name, Action: "unchanged"}, nil
 	}
-	return b.seedChange(admin, item, c, marks, false, map[string]string{"source": "seed"})
+	return b.seedChange(admin, item, c, marks, false, store.DetailsOf("source", "seed"))
 }
 
 func (b *Broker) seedConflict(admin identity.Caller, item SeedItem, reason string) (SeedResult, error) {
 	e := entry(store.EventSeedConflict, admin)
-	e.Credential, e.Details = item.Name, map[string]string{"reason": reason, "line": strconv.Itoa(item.Line)}
+	e.Credential, e.Details = item.Name, store.DetailsOf("reason", reason, "line", strconv.Itoa(item.Line))
 	_, err := b.change(store.Change{Entry: e}, nil)
 	return SeedResult{Name: item.Name, Action: "conflict", Reason: reason}, err
 }

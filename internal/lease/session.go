@@ -122,7 +122,7 @@ func (b *Broker) detach(session string) (all []written) {
 
 func (b *Broker) orphan(l *lease, now time.Time, reason string) (written, error) {
 	e := l.entry(store.EventLeaseOrphaned, identity.Caller{Principal: l.owner, Session: l.session}, now)
-	e.Details = map[string]string{"ends_at": stamp(now.Add(b.cfg.Grace)), "reason": reason}
+	e.Details = store.DetailsOf("ends_at", stamp(now.Add(b.cfg.Grace)), "reason", reason)
 	return b.submit(store.Change{Entry: e}, nil)
 }
 

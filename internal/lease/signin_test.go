@@ -114,7 +114,7 @@ func TestAKeptLeaseLastsItsTime(t *testing.T) {
 	w.settled()
 	used := 0
 	if err := w.Entries(context.Background(), EntryFilter{Event: string(store.EventLeaseUsed)}, func(e *store.Entry) error {
-		if e.Details["phase"] == "begun" && e.Details["program"] == "aws" {
+		if e.Details.Get("phase") == "begun" && e.Details.Get("program") == "aws" {
 			used++
 		}
 		return nil

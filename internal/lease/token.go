@@ -81,21 +81,21 @@ func (b *Broker) writeToken(admin identity.Caller, event store.Event, rec tokenR
 		return b.fault(err)
 	}
 	e := entry(event, admin)
-	e.Details = map[string]string{"token_id": rec.ID, "token_identity": rec.Identity, "token_type": string(rec.Type)}
+	e.Details = store.DetailsOf("token_id", rec.ID, "token_identity", rec.Identity, "token_type", string(rec.Type))
 	if !rec.ExpiresAt.IsZero() {
-		e.Details["expires_at"] = stamp(rec.ExpiresAt)
+		e.Details.Set("expires_at", stamp(rec.ExpiresAt))
 	}
 	if !rec.PreviousUntil.IsZero() {
-		e.Details["previous_until"] = stamp(rec.PreviousUntil)
+		e.Details.Set("previous_until", stamp(rec.PreviousUntil))
 	}
 	if rec.Credentials != nil {
-		e.Details["credentials"] = strings.Join(rec.Credentials, ",")
+		e.Details.Set("credentials", strings.Join(rec.Credentials, ","))
 	}
 	if rec.MaxTTL > 0 {
-		e.Details["max_ttl"] = ttl.Format(rec.MaxTTL)
+		e.Details.Set("max_ttl", ttl.Format(rec.MaxTTL))
 	}
 	if rec.Uses > 0 {
-		e.Details["uses"] = strconv.Itoa(rec.Uses)
+		e.Details.Set("uses", strconv.Itoa(rec.Uses))
 	}
 	_, err = b.change(store.Change{Entry: e, Records: []store.RecordWrite{{Kind: store.KindToken, ID: rec.ID, Plain: plain}}}, rec)
 	return err

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"sync"
@@ -103,17 +102,17 @@ func (u *Use) End(o Outcome) {
 		u.cancel(nil)
 		close(u.done) // before any lock: whoever ends the lease waits for it
 		u.b.uses.remove(u)
-		details := map[string]string{"duration_ms": strconv.FormatInt(u.b.now().Sub(u.began).Milliseconds(), 10)}
+		details := store.DetailsOf("duration_ms", strconv.FormatInt(u.b.now().Sub(u.began).Milliseconds(), 10))
 		for field, n := range map[string]int64{"status": int64(o.Status), "bytes_in": o.In, "bytes_out": o.Out} {
 			if n != 0 {
-				details[field] = strconv.FormatInt(n, 10)
+				details.Set(field, strconv.FormatInt(n, 10))
 			}
 		}
 		if why = cmp.Or(why, o.Reason); why != "" {
-			details["reason"] = CleanText(why, 200)
+			details.Set("reason", CleanText(why, 200))
 		}
 		if u.told.Load() {
-			details["phase"] = "ended"
+			details.Set("phase", "ended")
 		}
 		e := u.with(details)
 		if u.session == "" || u.b.submitAndSettle(e) != nil {
@@ -126,16 +125,18 @@ func (u *Use) End(o Outcome) {
 }
 
 // with is a lease.used about u that says more.
-func (u *Use) with(more map[string]string) store.Entry {
+func (u *Use) with(more store.Details) store.Entry {
 	e := u.entry
-	e.Details = maps.Clone(e.Details)
-	maps.Copy(e.Details, more)
+	e.Details = slices.Clone(e.Details) // which u keeps
+	for field, v := range more.All() {
+		e.Details.Set(field, v)
+	}
 	return e
 }
 
 // startUse makes a Use of l, which its end will cut off. Caller holds mu.
-func (b *Broker) startUse(l *lease, by identity.Caller, details map[string]string, now time.Time) *Use {
-	details["delivery"] = string(l.delivery)
+func (b *Broker) startUse(l *lease, by identity.Caller, details store.Details, now time.Time) *Use {
+	details.Set("delivery", string(l.delivery))
 	u := &Use{Lease: grant(l, now, false), b: b, entry: l.entry(store.EventLeaseUsed, by, now), began: now, owner: l.owner, done: make(chan struct{})}
 	u.entry.Details = details
 	u.ctx, u.cancel = context.WithCancelCause(context.Background())
@@ -163,7 +164,7 @@ func (b *Broker) handOver(u *Use, at sealedAt) (*Use, error) {
 	if !u.told.Load() {
 		u.long = time.AfterFunc(longUse, func() {
 			u.told.Store(true)
-			u.b.recordUse(u.with(map[string]string{"phase": "begun"}))
+			u.b.recordUse(u.with(store.DetailsOf("phase", "begun")))
 		})
 	}
 	return u, nil
@@ -176,7 +177,7 @@ func (b *Broker) drop(u *Use) {
 		close(u.done)
 		b.uses.remove(u)
 		if u.told.Load() {
-			b.recordUse(u.with(map[string]string{"phase": "ended", "reason": "the value was not handed over"}))
+			b.recordUse(u.with(store.DetailsOf("phase", "ended", "reason", "the value was not handed over")))
 		}
 		if u.session != "" {
 			b.ran(u)
@@ -216,11 +217,13 @@ func (b *Broker) admitUse(handle, uid, method, path string) (*Use, sealedAt, err
 	if err := b.uses.spend(l.id, b.policy.current, l.cred.plan, now); err != nil {
 		return nil, sealedAt{}, err
 	}
-	details := map[string]string{"method": CleanText(method, 20), "path": CleanText(path, 300)}
+	details := store.DetailsOf("method", CleanText(method, 20), "path", CleanText(path, 300))
 	target, err := l.cred.plan.Route(method, path)
 	if err != nil {
 		e := l.entry(store.EventLeaseUsed, identity.Caller{Principal: l.owner}, now)
-		details["delivery"], details["status"], details["reason"] = string(l.delivery), "403", CleanText(err.Error(), 200)
+		details.Set("delivery", string(l.delivery))
+		details.Set("status", "403")
+		details.Set("reason", CleanText(err.Error(), 200))
 		e.Details = details
 		go b.recordUse(e)
 		return nil, sealedAt{}, err
