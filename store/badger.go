@@ -25,19 +25,19 @@ const (
 	comfort = 2 * reserve
 )
 
-// badgerOptions: what is not obvious is measured. Writes are synced (a power cut lost 26,212 acknowledged ones
-// without); no encryption and no caches, since all values are sealed by us; checksums when a table is opened, which
+// badgerOptions: what is not obvious is measured. Writes are synced, by us or by Badger (a power cut lost 26,212
+// acknowledged ones without); no encryption and no caches, since all values are sealed by us; checksums when a table is opened, which
 // turns a flipped byte into a clean error; no conflict detection, since there is one writer.
 func badgerOptions(dir string, log zerolog.Logger) badger.Options {
 	return badger.DefaultOptions(dir).
-		WithSyncWrites(true).
+		WithSyncWrites(badgerSyncs).
 		WithMemTableSize(memTable).
 		WithNumMemtables(2).
 		WithNumLevelZeroTables(2).
 		WithNumLevelZeroTablesStall(6).
 		WithNumCompactors(2).
 		WithValueLogFileSize(16 << 20).
-		WithValueThreshold(1 << 20).
+		WithValueThreshold(maxWrite).
 		WithCompression(options.None).
 		WithBlockCacheSize(0).
 		WithIndexCacheSize(0).
@@ -92,11 +92,17 @@ func badgerError(err error) error {
 // write is one key to be set, or deleted where value is nil.
 type write struct{ key, value []byte }
 
-// transact does all writes in one synced transaction.
+// maxWrite is more than any value that is written: Badger would put it into its value log, which is not synced.
+const maxWrite = 1 << 20
+
+// transact does all writes in one synced transaction. Caller holds disk.
 func (s *Store) transact(writes []write) error {
 	txn := s.db.NewTransaction(true)
 	defer txn.Discard()
 	for _, w := range writes {
+		if len(w.value) >= maxWrite {
+			return fmt.Errorf("a value of %d bytes is too large for the store", len(w.value))
+		}
 		var err error
 		if w.value == nil {
 			err = txn.Delete(w.key)
@@ -107,7 +113,10 @@ func (s *Store) transact(writes []write) error {
 			return err
 		}
 	}
-	return txn.Commit()
+	if err := txn.Commit(); err != nil {
+		return err
+	}
+	return s.wal.sync()
 }
 
 // get returns a copy of the value under key; badger.ErrKeyNotFound if there is none.

@@ -65,6 +65,7 @@ type Store struct {
 	// disk is held by whoever writes to Badger or the anchor: the committer, the checkpoint, Snapshot, Destroy and
 	// Recover. It guards the fields below, and nobody else changes head. Taken before mu.
 	disk   sync.Mutex
+	wal    wal
 	write  func([]write) error // one synced transaction; tests put a failing disk in front of it
 	anchor *anchor
 	sealer sealer
@@ -113,7 +114,7 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(err, a.close())
 	}
-	s := &Store{keys: keys, db: db, log: o.Log, now: o.Now, dir: o.Dir, anchor: a, stop: make(chan struct{})}
+	s := &Store{keys: keys, db: db, log: o.Log, now: o.Now, dir: o.Dir, anchor: a, wal: wal{dir: storeDir(o.Dir)}, stop: make(chan struct{})}
 	s.wake, s.idle = sync.NewCond(&s.mu), sync.NewCond(&s.mu)
 	s.write = s.transact
 	err = s.readHead()
@@ -204,7 +205,9 @@ func (s *Store) Close() error {
 		s.mu.Unlock()
 		close(s.stop)
 		s.running.Wait()
-		s.closeErr = errors.Join(s.checkpoint(), s.closeDB())
+		s.closeErr = s.checkpoint()
+		s.wal.close()
+		s.closeErr = errors.Join(s.closeErr, s.closeDB())
 		if s.closeErr == nil {
 			s.closeErr = s.anchor.mark(s.keys, markOpen, false)
 		}
