@@ -100,7 +100,7 @@ func encodeAnchor(keys *keyring, a anchored) []byte {
 	b = append(b, a.hash[:]...)
 	b = binary.BigEndian.AppendUint64(b, nanos(a.time))
 	b = append(b, byte(a.marks))
-	mac := keyed(keys.anchor, b)
+	mac := keys.anchor.sum(b)
 	return append(b, mac[:]...)
 }
 

@@ -17,7 +17,7 @@ const gather = 50 * time.Microsecond
 // Pending is a change on its way to the disk.
 type Pending struct {
 	change Change
-	body   []byte // the encoding of its Entry as far as it is known
+	body   *[]byte // the encoding of its Entry as far as it is known, from bodies
 	size   int
 	done   sync.WaitGroup
 	err    error
@@ -35,9 +35,15 @@ func (p *Pending) Wait() (Entry, error) {
 
 func (p *Pending) finish(err error) {
 	p.err = err
+	if p.body != nil && cap(*p.body) <= maxEntry {
+		bodies.Put(p.body)
+	}
 	p.body = nil
 	p.done.Done()
 }
+
+// bodies are buffers for the encodings of Entries, used again and again.
+var bodies = sync.Pool{New: func() any { b := make([]byte, 0, 1024); return &b }}
 
 // Submit queues a change. It never waits for the disk; the order of Submit is the order of the trail. What c refers to
 // must stay as it is until Wait returns.
@@ -77,15 +83,16 @@ func (p *Pending) prepare(now func() time.Time) error {
 	e.Time = time.Unix(0, e.Time.UnixNano()).UTC() // what reading it back gives
 	e.Records = nil
 	rand.Read(e.Salt[:])
-	p.body = encodeBody(make([]byte, 0, 512), e)
-	p.size = len(p.body) + headLen
+	p.body = bodies.Get().(*[]byte)
+	*p.body = encodeBody((*p.body)[:0], e)
+	p.size = len(*p.body) + headLen
 	for _, r := range p.change.Records {
 		p.size += len(r.Plain) + 256
 	}
 	for _, v := range p.change.Values {
 		p.size += v.Value.Len() + 512
 	}
-	if len(p.body) > maxEntry || p.size > maxChange {
+	if len(*p.body) > maxEntry || p.size > maxChange {
 		return fmt.Errorf("it is too large: %d bytes", p.size)
 	}
 	return nil
@@ -102,6 +109,7 @@ func (s *Store) commitLoop() {
 		err := s.commit(group)
 		s.settle(group, err)
 		last = len(group)
+		clear(group)
 	}
 }
 
@@ -125,13 +133,14 @@ func (s *Store) take(last int) []*Pending {
 		}
 		n++
 	}
-	group := append(make([]*Pending, 0, n), s.queue[:n]...)
-	clear(s.queue[:n])
-	if s.queue = s.queue[n:]; len(s.queue) == 0 {
-		s.queue = nil
+	s.group = append(s.group[:0], s.queue[:n]...)
+	left := copy(s.queue, s.queue[n:])
+	clear(s.queue[left:])
+	if s.queue = s.queue[:left]; left == 0 && cap(s.queue) > 4*maxGroup {
+		s.queue = nil // after a flood
 	}
 	s.busy = true
-	return group
+	return s.group
 }
 
 func (s *Store) gather(last int) {
@@ -176,7 +185,7 @@ func (s *Store) commit(group []*Pending) error {
 	at := s.durable()
 	prev := at
 	plain, entry := s.plain[:0], s.entry
-	writes := make([]write, 1, 4)
+	writes := append(s.writes[:0], write{})
 	for _, p := range group {
 		e := &p.change.Entry
 		e.Seq, e.Prev = at.seq+1, at.hash
@@ -184,7 +193,7 @@ func (s *Store) commit(group []*Pending) error {
 		if writes, err = s.sealChange(writes, &p.change); err != nil {
 			return err
 		}
-		entry = appendEntry(entry[:0], e, p.body)
+		entry = appendEntry(entry[:0], e, *p.body)
 		e.Hash = sha256.Sum256(entry)
 		plain = append(binary.AppendUvarint(plain, uint64(len(entry))), entry...)
 		at = head{e.Seq, e.Hash}
@@ -195,7 +204,10 @@ func (s *Store) commit(group []*Pending) error {
 		return err
 	}
 	writes[0] = write{groupKey(prev.seq + 1), sealed}
-	if err := s.write(writes); err != nil {
+	err = s.write(writes)
+	clear(writes)
+	s.writes = writes
+	if err != nil {
 		return fmt.Errorf("writing events %d to %d: %w", prev.seq+1, at.seq, err)
 	}
 	s.mu.Lock()

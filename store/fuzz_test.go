@@ -149,7 +149,7 @@ func FuzzTrail(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		whole, end = append(whole, sealed), sha256.Sum256(encoded)
+		whole, end = append(whole, slices.Clone(sealed)), sha256.Sum256(encoded)
 	}
 	read := func(groups [][]byte) (Digest, error) { // as walk does
 		w := walker{groups: groupReader{keys: keys}, from: 1, next: 1, to: 6, fn: func(*Entry) error { return nil }}

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
+	"slices"
 )
 
 // A group is what one sync made durable: up to maxGroup events in one value under the key t · first seq.
@@ -32,8 +33,11 @@ type sealer struct {
 	salt [16]byte
 	aead cipher.AEAD
 	used uint32
+	out  []byte // the last group: Badger has copied it when its transaction is over
+	aad  []byte
 }
 
+// seal returns what holds until the next group.
 func (g *sealer) seal(k *keyring, first uint64, prev Digest, count int, plain []byte) ([]byte, error) {
 	if g.aead == nil || g.used >= rekeyAfter {
 		rand.Read(g.salt[:])
@@ -44,16 +48,17 @@ func (g *sealer) seal(k *keyring, first uint64, prev Digest, count int, plain []
 		g.aead, g.used = aead, 0
 	}
 	g.used++
-	b := make([]byte, 0, groupHeader+len(plain)+12+16)
-	b = append(b, groupFormat)
+	b := append(slices.Grow(g.out[:0], groupHeader+len(plain)+12+16), groupFormat)
 	b = append(b, g.salt[:]...)
 	b = binary.BigEndian.AppendUint16(b, uint16(count))
 	b = append(b, prev[:]...)
-	return g.aead.Seal(b, nil, plain, groupAAD(k, first, b)), nil
+	g.aad = groupAAD(g.aad[:0], k, first, b)
+	g.out = g.aead.Seal(b, nil, plain, g.aad)
+	return g.out, nil
 }
 
-func groupAAD(k *keyring, first uint64, header []byte) []byte {
-	return tuple(make([]byte, 0, 128)).text("group").bytes(k.store[:]).num(first).bytes(header)
+func groupAAD(b []byte, k *keyring, first uint64, header []byte) []byte {
+	return tuple(b).text("group").bytes(k.store[:]).num(first).bytes(header)
 }
 
 // groupReader opens groups. It is not for use by two goroutines.
@@ -62,6 +67,7 @@ type groupReader struct {
 	salt [16]byte
 	aead cipher.AEAD
 	buf  []byte
+	aad  []byte
 }
 
 // group is one that was opened. encoded is the reader's: it holds until the next one.
@@ -83,7 +89,8 @@ func (r *groupReader) open(first uint64, b []byte) (group, error) {
 		}
 		r.aead, r.salt = aead, salt
 	}
-	plain, err := r.aead.Open(r.buf[:0], nil, b[groupHeader:], groupAAD(r.keys, first, header))
+	r.aad = groupAAD(r.aad[:0], r.keys, first, header)
+	plain, err := r.aead.Open(r.buf[:0], nil, b[groupHeader:], r.aad)
 	if err != nil {
 		return group{}, errGroup
 	}

@@ -11,6 +11,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	"sync"
 )
 
@@ -22,14 +23,14 @@ type keyring struct {
 	kek      cipher.AEAD // wraps the data keys of values
 	record   cipher.AEAD // credentials, tokens, the signed head
 	snapshot cipher.AEAD
-	trail    []byte // parent of the keys of trail groups, one per start
-	index    []byte // names and ids in Badger's keys
-	mac      []byte // parent of the keys of Store.MAC
-	anchor   []byte
+	trail    []byte  // parent of the keys of trail groups, one per start
+	index    *hasher // names and ids in Badger's keys
+	mac      []byte  // parent of the keys of Store.MAC
+	anchor   *hasher
 	check    []byte // proves that a root key is this store's
 	sign     ed25519.PrivateKey
 
-	macs sync.Map // label → derived key
+	macs sync.Map // label → *hasher
 }
 
 const rootKeyLen = 32
@@ -51,8 +52,8 @@ func newKeyring(root []byte, storeID, salt []byte) (*keyring, error) {
 		return a
 	}
 	k.kek, k.record, k.snapshot = aead("kek/1"), aead("records"), aead("snapshot")
-	k.trail, k.index, k.mac = derive("trail"), derive("index"), derive("mac")
-	k.anchor, k.check = derive("anchor"), derive("keycheck")
+	k.trail, k.mac, k.check = derive("trail"), derive("mac"), derive("keycheck")
+	k.index, k.anchor = newHasher(derive("index")), newHasher(derive("anchor"))
 	if seed := derive("heads"); failed == nil {
 		k.sign = ed25519.NewKeyFromSeed(seed)
 	}
@@ -131,15 +132,37 @@ func keyed(key []byte, t []byte) (sum [32]byte) {
 	return sum
 }
 
+// hasher is keyed with one key, for where it is needed often: to begin an HMAC costs more than to use it, so those that
+// were begun are kept.
+type hasher struct{ begun sync.Pool }
+
+type hmacBegun struct {
+	hash.Hash
+	sum [32]byte
+}
+
+func newHasher(key []byte) *hasher {
+	return &hasher{sync.Pool{New: func() any { return &hmacBegun{Hash: hmac.New(sha256.New, key)} }}}
+}
+
+func (h *hasher) sum(t []byte) [32]byte {
+	m := h.begun.Get().(*hmacBegun)
+	defer h.begun.Put(m)
+	m.Reset()
+	m.Write(t)
+	m.Sum(m.sum[:0])
+	return m.sum
+}
+
 // MAC returns a keyed hash of data. Labels separate uses: the same data under another label has an unrelated hash.
 // It stays the same for the life of the store. Compare in constant time where an attacker chooses data.
 func (s *Store) MAC(label string, data []byte) [32]byte {
 	key, ok := s.keys.macs.Load(label)
 	if !ok {
 		derived := keyed(s.keys.mac, tuple(nil).text(label))
-		key, _ = s.keys.macs.LoadOrStore(label, derived[:])
+		key, _ = s.keys.macs.LoadOrStore(label, newHasher(derived[:]))
 	}
-	return keyed(key.([]byte), data)
+	return key.(*hasher).sum(data)
 }
 
 // fingerprint names the public key that verifies this store's heads.

@@ -14,7 +14,7 @@ import (
 )
 
 func (k *keyring) hashedKey(prefix byte, kind Kind, id string) []byte {
-	h := keyed(k.index, tuple(make([]byte, 0, 96)).text(string(kind)).text(id))
+	h := k.index.sum(tuple(make([]byte, 0, 96)).text(string(kind)).text(id))
 	return append([]byte{prefix}, h[:16]...)
 }
 

@@ -72,6 +72,8 @@ type Store struct {
 	signed uint64 // seq of the newest signed head
 	plain  []byte // the committer's buffers
 	entry  []byte
+	writes []write
+	group  []*Pending
 
 	stop      chan struct{}
 	running   sync.WaitGroup

@@ -159,7 +159,7 @@ func forge(t *testing.T, s *Store, seq uint64) []byte {
 		}
 		e.Prev = before.Hash
 	}
-	encoded := appendEntry(nil, e, p.body)
+	encoded := appendEntry(nil, e, *p.body)
 	var g sealer
 	sealed, err := g.seal(s.keys, seq, e.Prev, 1, append(binary.AppendUvarint(nil, uint64(len(encoded))), encoded...))
 	if err != nil {
