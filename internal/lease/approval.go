@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"keylease/internal/identity"
+	"keylease/internal/secret"
 	"keylease/internal/ttl"
 	"keylease/policy"
 	"keylease/store"
@@ -104,7 +105,8 @@ type admitted struct {
 	lease  *lease
 	capped bool
 	asked  *approval
-	fresh  bool // nobody was asked this before
+	fresh  bool          // nobody was asked this before
+	handle secret.Secret // of a lease by proxy
 	written
 }
 

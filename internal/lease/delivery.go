@@ -13,7 +13,7 @@ import (
 
 // deliverable is what policy allows and the caller can use, least exposing first.
 func deliverable(d policy.Decision, c *credential, caller identity.Caller) []policy.Delivery {
-	open := []policy.Delivery{}
+	open := make([]policy.Delivery, 0, len(d.Deliveries))
 	for _, way := range d.Deliveries {
 		if closed(d, c, caller, way) == "" {
 			open = append(open, way)

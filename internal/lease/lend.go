@@ -24,8 +24,7 @@ func (b *Broker) Lease(_ context.Context, caller identity.Caller, r Request) (Gr
 		return Grant{}, invalid("purpose is longer than %d characters", MaxPurpose)
 	}
 	b.mu.Lock()
-	handle := newHandle()
-	in, err := b.admit(caller, &r, handle)
+	in, err := b.admit(caller, &r)
 	b.mu.Unlock()
 	if err != nil {
 		return Grant{}, b.denied(caller, r.Credential, "", "lease", r.Purpose, r.Delivery, err)
@@ -41,12 +40,12 @@ func (b *Broker) Lease(_ context.Context, caller identity.Caller, r Request) (Gr
 	in.lease.durable = true
 	b.poke()
 	g := grant(in.lease, in.lease.issued, in.capped)
-	g.Handle, g.Open = handle, in.open
+	g.Handle, g.Open = in.handle, in.open
 	return g, nil
 }
 
 // admit decides and, where the answer is yes, makes the lease. What is resumed takes the place of r. Caller holds mu.
-func (b *Broker) admit(caller identity.Caller, r *Request, handle secret.Secret) (admitted, error) {
+func (b *Broker) admit(caller identity.Caller, r *Request) (admitted, error) {
 	now := b.now()
 	var none admitted
 	if err := cmp.Or(b.begin(caller, now), b.thawed()); err != nil {
@@ -70,7 +69,8 @@ func (b *Broker) admit(caller identity.Caller, r *Request, handle secret.Secret)
 	q := b.question(caller.Principal, c)
 	q.TTL, q.Purpose, q.Delivery = r.TTL, r.Purpose, r.Delivery
 	d := b.policy.current.Decide(q)
-	delivery, err := permitted(d, *r, c, caller)
+	open := deliverable(d, c, caller)
+	delivery, err := permitted(d, *r, c, caller, open)
 	if err != nil {
 		return none, err
 	}
@@ -90,10 +90,15 @@ func (b *Broker) admit(caller identity.Caller, r *Request, handle secret.Secret)
 	e := entry(store.EventLeaseCreated, caller)
 	e.Time, e.LeaseID, e.Credential, e.CredentialID = now, newID("ls_"), c.rec.Name, c.rec.ID
 	e.Version, e.Purpose = c.current(), CleanText(r.Purpose, MaxPurpose)
-	e.Details = store.DetailsOf(
-		"delivery", string(delivery), "ttl", ttl.Format(d.TTL), "ttl_capped", formatBool(d.Capped),
-		"expires_at", stamp(now.Add(d.TTL)), "max_expires_at", stamp(now.Add(d.MaxTTL)),
-		"rule", d.Rule, "transport", caller.Transport, "keep_on_disconnect", formatBool(d.KeepOnDisconnect))
+	e.Details = append(make(store.Details, 0, 13), // by field; 13 are all it can have
+		store.Detail{Field: "delivery", Value: string(delivery)},
+		store.Detail{Field: "expires_at", Value: stamp(now.Add(d.TTL))},
+		store.Detail{Field: "keep_on_disconnect", Value: formatBool(d.KeepOnDisconnect)},
+		store.Detail{Field: "max_expires_at", Value: stamp(now.Add(d.MaxTTL))},
+		store.Detail{Field: "rule", Value: d.Rule},
+		store.Detail{Field: "transport", Value: caller.Transport},
+		store.Detail{Field: "ttl", Value: ttl.Format(d.TTL)},
+		store.Detail{Field: "ttl_capped", Value: formatBool(d.Capped)})
 	if b.policy.current != nil {
 		e.Details.Set("policy_hash", b.policy.current.Hash())
 	}
@@ -102,7 +107,9 @@ func (b *Broker) admit(caller identity.Caller, r *Request, handle secret.Secret)
 		e.Details.Set("approval_id", yes.ID)
 		e.Details.Set("max_expires_at", e.Details.Get("expires_at"))
 	}
+	var handle secret.Secret
 	if delivery == policy.Proxy {
+		handle = newHandle()
 		mac := b.handleMAC(string(handle.Bytes()))
 		e.Details.Set("handle", hex.EncodeToString(mac[:]))
 	}
@@ -116,7 +123,7 @@ func (b *Broker) admit(caller identity.Caller, r *Request, handle secret.Secret)
 	}
 	l := b.ix.leases[e.LeaseID]
 	w, err = b.stillHeld(l, w, now)
-	return admitted{lease: l, capped: d.Capped, open: deliverable(d, c, caller), written: w}, err
+	return admitted{lease: l, capped: d.Capped, open: open, handle: handle, written: w}, err
 }
 
 // begin is how every agent's verb starts: a principal, a store that records, its rate, the policy of now, and
@@ -170,14 +177,13 @@ func inScope(caller identity.Caller, scope identity.Scopes) error {
 }
 
 // permitted turns a decision into the delivery that is used, or into the refusal that the caller may see.
-func permitted(d policy.Decision, r Request, c *credential, caller identity.Caller) (policy.Delivery, error) {
+func permitted(d policy.Decision, r Request, c *credential, caller identity.Caller, open []policy.Delivery) (policy.Delivery, error) {
 	if !d.Allow {
 		return "", notAvailable()
 	}
 	if d.PurposeRequired && r.Purpose == "" {
 		return "", refuse(InvalidArgument, "this credential is lent only with a purpose", "Call again with purpose: one line that tells a human what you will do with it.")
 	}
-	open := deliverable(d, c, caller)
 	if r.Delivery == "" && len(open) > 0 {
 		return usual(open, c), nil
 	}
@@ -359,8 +365,14 @@ func (b *Broker) end(l *lease, event store.Event, by identity.Caller, now time.T
 		e.Details.Set("by", "admin")
 	}
 	w, err := b.submit(store.Change{Entry: e}, nil)
-	b.uses.end(l.id, cmp.Or(reason, map[store.Event]string{store.EventLeaseExpired: "the lease has expired"}[event], "the lease was "+strings.TrimPrefix(string(event), "lease.")))
-	state := map[store.Event]State{store.EventLeaseReleased: Released, store.EventLeaseExpired: Expired, store.EventLeaseRevoked: Revoked}[event]
+	state, why := Released, "the lease was released"
+	switch event {
+	case store.EventLeaseExpired:
+		state, why = Expired, "the lease has expired"
+	case store.EventLeaseRevoked:
+		state, why = Revoked, "the lease was revoked"
+	}
+	b.uses.end(l.id, cmp.Or(reason, why))
 	return Ended{l.id, state, at, at.Sub(l.issued)}, w, err
 }
 

@@ -4,7 +4,7 @@ package ttl
 
 import (
 	"fmt"
-	"strings"
+	"strconv"
 	"time"
 )
 
@@ -74,15 +74,16 @@ func Format(d time.Duration) string {
 	if d <= 0 {
 		return "0s"
 	}
-	var b strings.Builder
+	var room [32]byte
+	b := room[:0]
 	for _, u := range units {
 		if n := d / u.size; n > 0 {
 			if u.name == 'd' && d%u.size != 0 {
 				continue
 			}
-			fmt.Fprintf(&b, "%d%c", n, u.name)
+			b = append(strconv.AppendInt(b, int64(n), 10), u.name)
 			d -= n * u.size
 		}
 	}
-	return b.String()
+	return string(b)
 }
