@@ -19,6 +19,7 @@ type Pending struct {
 	change Change
 	body   []byte // the encoding of its Entry as far as it is known
 	size   int
+	epoch  uint64 // not 0: this change begins that epoch; see epoch.go
 	done   sync.WaitGroup
 	err    error
 }
@@ -41,8 +42,10 @@ func (p *Pending) finish(err error) {
 
 // Submit queues a change. It never waits for the disk; the order of Submit is the order of the trail. What c refers to
 // must stay as it is until Wait returns.
-func (s *Store) Submit(c Change) *Pending {
-	p := &Pending{change: c}
+func (s *Store) Submit(c Change) *Pending { return s.submit(c, 0) }
+
+func (s *Store) submit(c Change, epoch uint64) *Pending {
+	p := &Pending{change: c, epoch: epoch}
 	p.done.Add(1)
 	if err := p.prepare(s.now); err != nil {
 		p.finish(fmt.Errorf("recording %s: %w", c.Entry.Event, err))
@@ -195,13 +198,23 @@ func (s *Store) commit(group []*Pending) error {
 		return err
 	}
 	writes[0] = write{groupKey(prev.seq + 1), sealed}
+	epoch := group[0].epoch
+	if epoch != 0 {
+		writes = append(writes, s.headWrite(epoch, at))
+	}
 	if err := s.write(writes); err != nil {
 		return fmt.Errorf("writing events %d to %d: %w", prev.seq+1, at.seq, err)
 	}
 	s.mu.Lock()
 	s.head = at
 	s.mu.Unlock()
-	if err := s.anchor.put(s.keys, at, group[len(group)-1].change.Entry.Time); err != nil {
+	if epoch != 0 {
+		s.signed = at.seq
+		err = s.anchor.turn(s.keys, epoch, at, group[0].change.Entry.Time)
+	} else {
+		err = s.anchor.put(s.keys, at, group[len(group)-1].change.Entry.Time)
+	}
+	if err != nil {
 		s.stopWriting(err) // this group is on disk and is answered; nothing goes on without an anchor
 	}
 	return nil

@@ -97,6 +97,17 @@ type head struct {
 //
 // so a store/ without keycheck or anchor was never left by a crash.
 func Open(o Options) (*Store, error) {
+	s, err := openChecked(o, false, (*Store).readHead)
+	if err != nil {
+		return nil, err
+	}
+	s.running.Go(s.commitLoop)
+	s.running.Go(s.checkpointLoop)
+	return s, nil
+}
+
+// openChecked opens the files and holds them against what is known of them. anew: see openAnchor.
+func openChecked(o Options, anew bool, check func(*Store) error) (*Store, error) {
 	if o.Now == nil {
 		return nil, errors.New("store: Options.Now is required")
 	}
@@ -105,7 +116,7 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	a, err := openAnchor(o, keys)
+	a, err := openAnchor(o, keys, anew)
 	if err != nil {
 		return nil, err
 	}
@@ -116,15 +127,13 @@ func Open(o Options) (*Store, error) {
 	s := &Store{keys: keys, db: db, log: o.Log, now: o.Now, dir: o.Dir, anchor: a, stop: make(chan struct{})}
 	s.wake, s.idle = sync.NewCond(&s.mu), sync.NewCond(&s.mu)
 	s.write = s.transact
-	err = s.readHead()
-	if err == nil {
+	err = check(s)
+	if err == nil && !anew { // an anchor that can't be believed stays one until the epoch begins
 		err = a.mark(keys, markOpen, true)
 	}
 	if err != nil {
 		return nil, errors.Join(err, db.Close(), a.close())
 	}
-	s.running.Go(s.commitLoop)
-	s.running.Go(s.checkpointLoop)
 	return s, nil
 }
 
@@ -137,10 +146,17 @@ func (s *Store) readHead() error {
 	if err := s.anchor.reload(s.keys); err != nil {
 		return err
 	}
-	if err := s.checkAgainst(h, s.anchor.head, "the anchor outside the data folder"); err != nil {
+	signed, err := s.readSigned()
+	if err != nil {
 		return err
 	}
-	signed, err := s.readSigned()
+	turned, err := checkEpoch(s.anchor.epoch, signed)
+	if err != nil {
+		return err
+	}
+	if !turned { // or the anchor is of the epoch before, which this trail need not reach
+		err = s.checkAgainst(h, s.anchor.head, "the anchor outside the data folder")
+	}
 	if err != nil {
 		return err
 	}
@@ -151,6 +167,9 @@ func (s *Store) readHead() error {
 	s.mu.Lock()
 	s.head = h
 	s.mu.Unlock()
+	if turned {
+		return s.anchor.turn(s.keys, signed.epoch, h, time.Time{})
+	}
 	return s.anchor.put(s.keys, h, time.Time{})
 }
 
