@@ -21,6 +21,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -40,6 +41,11 @@ type Options struct {
 	Create    bool   // make the store if there is none
 	Log       zerolog.Logger
 	Now       func() time.Time
+
+	// Trial opens a copy of the database in a process of its own: it calls TryOut there with dir and returns what that
+	// wrote. Badger panics on some damage where nobody can recover, and the death of a process is an answer; with
+	// ErrDied it says that the process died. nil: no trial.
+	Trial func(ctx context.Context, dir string) ([]byte, error)
 }
 
 // Store is an open store. All its methods may be called at once.
@@ -120,7 +126,7 @@ func openChecked(o Options, anew bool, check func(*Store) error) (*Store, error)
 	if err != nil {
 		return nil, err
 	}
-	db, err := openBadger(storeDir(o.Dir), a.seq > 0, o.Log)
+	db, safety, err := openBadger(o, a)
 	if err != nil {
 		return nil, errors.Join(err, a.close())
 	}
@@ -131,8 +137,11 @@ func openChecked(o Options, anew bool, check func(*Store) error) (*Store, error)
 	if err == nil && !anew { // an anchor that can't be believed stays one until the epoch begins
 		err = a.mark(keys, markOpen, true)
 	}
+	if err == nil {
+		err = safety.drop()
+	}
 	if err != nil {
-		return nil, errors.Join(err, db.Close(), a.close())
+		return nil, errors.Join(err, db.Close(), asItWas(safety, o.Log), a.close())
 	}
 	return s, nil
 }
@@ -179,8 +188,7 @@ func (s *Store) checkAgainst(h, known head, what string) error {
 		return nil
 	}
 	if known.seq > h.seq {
-		return fmt.Errorf("%w: the trail ends at event %d but %s knows %d: %d events are missing",
-			ErrIntegrity, h.seq, what, known.seq, known.seq-h.seq)
+		return missingEvents(h.seq, known.seq, what)
 	}
 	hash := h.hash
 	if known.seq < h.seq {
