@@ -23,6 +23,7 @@ type anchor struct {
 	file *os.File
 	anchored
 	found marks // when it was opened: what the process before left
+	lost  error // when it was opened: why nothing can be known from it; only where that is accepted
 	dirty atomic.Bool
 }
 
@@ -52,8 +53,9 @@ func anchorPath(dir string, storeID []byte) string {
 }
 
 // openAnchor opens the anchor of a store whose keys are proven, and makes it where the making of the store was cut
-// short before (see Open).
-func openAnchor(o Options, keys *keyring) (*anchor, error) {
+// short before (see Open). anew: whatever it says, or if it is gone, a new epoch is about to begin; until then the file
+// is left as no anchor that a later start could believe.
+func openAnchor(o Options, keys *keyring, anew bool) (*anchor, error) {
 	left, _ := os.ReadDir(storeDir(o.Dir)) // before the anchor: whoever makes a store makes this last
 	begun := len(left) > 0
 	if err := trustAnchorFolder(o.AnchorDir, o.Create); err != nil {
@@ -62,9 +64,16 @@ func openAnchor(o Options, keys *keyring) (*anchor, error) {
 	path := anchorPath(o.AnchorDir, keys.store[:])
 	f, err := openPlain(path, os.O_RDWR)
 	if errors.Is(err, fs.ErrNotExist) {
+		missing := fmt.Errorf("%w: its anchor %s is missing, so nobody can tell whether events were cut off: put the file back", ErrIntegrity, path)
 		switch {
+		case begun && anew:
+			f, err := openPlain(path, os.O_RDWR|os.O_CREATE)
+			if err != nil {
+				return nil, fmt.Errorf("making the anchor: %w", err)
+			}
+			return &anchor{file: f, lost: missing}, syncFolder(o.AnchorDir)
 		case begun:
-			return nil, fmt.Errorf("%w: its anchor %s is missing, so nobody can tell whether events were cut off: put the file back", ErrIntegrity, path)
+			return nil, missing
 		case !o.Create:
 			return nil, fmt.Errorf("%w: %s was not made to the end", ErrNoStore, o.Dir)
 		}
@@ -80,6 +89,11 @@ func openAnchor(o Options, keys *keyring) (*anchor, error) {
 	err = a.reload(keys)
 	a.found = a.marks
 	switch {
+	case err != nil && anew && errors.Is(err, ErrIntegrity):
+		a.lost = err
+		return a, nil
+	case anew && err == nil:
+		return a, nil
 	case err != nil:
 		return nil, errors.Join(err, f.Close())
 	case !begun && a.seq > 0:
@@ -134,7 +148,7 @@ func (a *anchor) read(keys *keyring) (anchored, error) {
 		is.time = fromNanos(binary.BigEndian.Uint64(b[72:]))
 		is.marks = marks(b[80])
 	}
-	if n != anchorSize || !hmac.Equal(b[:anchorSize], encodeAnchor(keys, is)) {
+	if n != anchorSize || is.epoch == 0 || !hmac.Equal(b[:anchorSize], encodeAnchor(keys, is)) {
 		return anchored{}, fmt.Errorf("%w: the anchor %s was changed, or is another store's: put the right one back", ErrIntegrity, a.file.Name())
 	}
 	return is, nil
@@ -153,6 +167,17 @@ func (a *anchor) put(keys *keyring, h head, at time.Time) error {
 		is.time = at
 	}
 	return a.write(keys, is)
+}
+
+// turn begins an epoch at h, which must be on disk already with a head that is signed for it; on disk when it returns.
+func (a *anchor) turn(keys *keyring, epoch uint64, h head, at time.Time) error {
+	is := a.anchored
+	is.epoch, is.head = epoch, h
+	is.marks |= markOpen
+	if at.After(is.time) {
+		is.time = at
+	}
+	return errors.Join(a.write(keys, is), a.sync())
 }
 
 func (a *anchor) write(keys *keyring, is anchored) error {

@@ -49,31 +49,89 @@ func badgerOptions(dir string, log zerolog.Logger) badger.Options {
 		WithLogger(badgerLog{log.With().Str("part", "badger").Logger()})
 }
 
-// openBadger opens or makes the database. used: events are known to be in it, so that a missing MANIFEST is damage —
-// Badger would open empty, without an error, and delete its tables.
-func openBadger(dir string, used bool, log zerolog.Logger) (db *badger.DB, err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("making the folder: %w", err)
+// openBadger opens or makes the database of a store whose anchor is a. It never changes what Badger could not open: what
+// it leaves behind is the folder as it was, but for 0-byte logs. The safety copy is the caller's to drop once what was
+// opened has stood the check, or to put back.
+func openBadger(o Options, a *anchor) (db *badger.DB, safety safetyCopy, err error) {
+	safety = safetyOf(o.Dir)
+	if err := os.MkdirAll(safety.dir, 0o700); err != nil {
+		return nil, safety, fmt.Errorf("making the folder: %w", err)
 	}
-	if info, err := os.Stat(filepath.Join(dir, "MANIFEST")); used && (err != nil || info.Size() == 0) {
-		return nil, fmt.Errorf("%w: %s has no MANIFEST: restore the folder from a backup", ErrIntegrity, dir)
-	}
-	if err := dropEmptyMemtables(dir); err != nil {
-		return nil, err
-	}
-	if err := checkTables(dir); err != nil {
-		return nil, err
+	if err := lookAround(o, a, safety); err != nil {
+		return nil, safety, err
 	}
 	defer func() {
 		if p := recover(); p != nil { // it panics on some damaged files
-			db, err = nil, fmt.Errorf("%w: opening %s: %v", ErrIntegrity, dir, p)
+			db, err = nil, fmt.Errorf("%w: opening %s: %v", ErrIntegrity, safety.dir, p)
+		}
+		if db == nil && !errors.Is(err, ErrLocked) {
+			err = errors.Join(err, asItWas(safety, o.Log))
 		}
 	}()
-	db, err = badger.Open(badgerOptions(dir, log))
+	db, err = badger.Open(badgerOptions(safety.dir, o.Log))
 	if err != nil {
-		return nil, badgerError(fmt.Errorf("opening %s: %w", dir, err))
+		return nil, safety, badgerError(fmt.Errorf("opening %s: %w", safety.dir, err))
 	}
-	return db, nil
+	return db, safety, nil
+}
+
+// asItWas makes the folder what it was before Badger opened it. Badger has let go of it.
+func asItWas(c safetyCopy, log zerolog.Logger) error {
+	unlock, err := lockStore(c.dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return c.putBack(log)
+}
+
+// lookAround does what comes before Badger's opening, under its lock.
+func lookAround(o Options, a *anchor, safety safetyCopy) error {
+	unlock, err := lockStore(safety.dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := plainFiles(safety.dir); err != nil {
+		return err
+	}
+	if err := safety.putBack(o.Log); err != nil {
+		return err
+	}
+	if err := dropEmptyMemtables(safety.dir); err != nil {
+		return err
+	}
+	if err := checkFiles(safety.dir, a.seq > 0); err != nil {
+		return err
+	}
+	err = safety.make()
+	if err == nil && a.found&markOpen != 0 {
+		err = trial(o, a.anchored)
+	}
+	switch {
+	case errors.Is(err, ErrIntegrity):
+		return errors.Join(err, safety.drop())
+	case err != nil: // no room, a disk without hard links, no process to be had: none of it is a reason not to start
+		o.Log.Warn().Err(err).Msg("the database is opened without having been copied and tried first")
+	}
+	return nil
+}
+
+// dropEmptyMemtables removes the 0-byte logs that a kill during Badger's rotation leaves and that fail its next open.
+// Caller has Badger's lock: for a process that is alive such a file is about to be used.
+func dropEmptyMemtables(dir string) error {
+	logs, err := filepath.Glob(filepath.Join(dir, "*.mem"))
+	if err != nil {
+		return err
+	}
+	for _, log := range logs {
+		if info, err := os.Lstat(log); err == nil && info.Mode().IsRegular() && info.Size() == 0 {
+			if err := os.Remove(log); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // badgerError gives an error of badger.Open its kind. Badger has no value for a held lock: this is the one place that

@@ -19,6 +19,7 @@ type Pending struct {
 	change Change
 	body   *[]byte // the encoding of its Entry as far as it is known, from bodies
 	size   int
+	epoch  uint64 // not 0: this change begins that epoch; see epoch.go
 	done   sync.WaitGroup
 	err    error
 }
@@ -47,8 +48,10 @@ var bodies = sync.Pool{New: func() any { b := make([]byte, 0, 1024); return &b }
 
 // Submit queues a change. It never waits for the disk; the order of Submit is the order of the trail. What c refers to
 // must stay as it is until Wait returns.
-func (s *Store) Submit(c Change) *Pending {
-	p := &Pending{change: c}
+func (s *Store) Submit(c Change) *Pending { return s.submit(c, 0) }
+
+func (s *Store) submit(c Change, epoch uint64) *Pending {
+	p := &Pending{change: c, epoch: epoch}
 	p.done.Add(1)
 	if err := p.prepare(s.now); err != nil {
 		p.finish(fmt.Errorf("recording %s: %w", c.Entry.Event, err))
@@ -204,6 +207,10 @@ func (s *Store) commit(group []*Pending) error {
 		return err
 	}
 	writes[0] = write{groupKey(prev.seq + 1), sealed}
+	epoch := group[0].epoch
+	if epoch != 0 {
+		writes = append(writes, s.headWrite(epoch, at))
+	}
 	err = s.write(writes)
 	clear(writes)
 	s.writes = writes
@@ -213,7 +220,13 @@ func (s *Store) commit(group []*Pending) error {
 	s.mu.Lock()
 	s.head = at
 	s.mu.Unlock()
-	if err := s.anchor.put(s.keys, at, group[len(group)-1].change.Entry.Time); err != nil {
+	if epoch != 0 {
+		s.signed = at.seq
+		err = s.anchor.turn(s.keys, epoch, at, group[0].change.Entry.Time)
+	} else {
+		err = s.anchor.put(s.keys, at, group[len(group)-1].change.Entry.Time)
+	}
+	if err != nil {
 		s.stopWriting(err) // this group is on disk and is answered; nothing goes on without an anchor
 	}
 	return nil

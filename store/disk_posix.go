@@ -5,8 +5,10 @@ package store
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"math"
 	"os"
-	"path/filepath"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,30 +22,37 @@ func freeBytes(dir string) (uint64, error) {
 	return uint64(st.Bavail) * uint64(st.Bsize), nil
 }
 
-// dropEmptyMemtables removes the 0-byte logs that a kill during Badger's rotation leaves and that fail its next open.
-// It does so under Badger's own lock: for a process that is alive such a file is about to be used.
-func dropEmptyMemtables(dir string) error {
+// onDisk is what a file takes on its disk: its holes are none of it.
+func onDisk(info fs.FileInfo) uint64 {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return uint64(st.Blocks) * 512
+	}
+	return uint64(info.Size())
+}
+
+// nextData is where, from at on, there is something in f; far beyond its end if nowhere.
+func nextData(f *os.File, at int64) int64 {
+	next, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
+	switch {
+	case errors.Is(err, unix.ENXIO):
+		return math.MaxInt64
+	case err != nil: // it knows of no holes
+		return at
+	}
+	return next
+}
+
+// lockStore takes Badger's own lock: while a process is alive that has the folder open, nobody else looks at its files.
+func lockStore(dir string) (unlock func(), err error) {
 	d, err := os.Open(dir)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer d.Close() // lets go of the lock
 	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return fmt.Errorf("%w: %s", ErrLocked, dir)
+			return nil, errors.Join(fmt.Errorf("%w: %s", ErrLocked, dir), d.Close())
 		}
-		return fmt.Errorf("locking %s: %w", dir, err)
+		return nil, errors.Join(fmt.Errorf("locking %s: %w", dir, err), d.Close())
 	}
-	logs, err := filepath.Glob(filepath.Join(dir, "*.mem"))
-	if err != nil {
-		return err
-	}
-	for _, log := range logs {
-		if info, err := os.Lstat(log); err == nil && info.Mode().IsRegular() && info.Size() == 0 {
-			if err := os.Remove(log); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	return func() { _ = d.Close() }, nil
 }

@@ -41,6 +41,7 @@ const (
 	EventServerFrozen      Event = "server.frozen"
 	EventServerThawed      Event = "server.thawed"
 	EventTrailSuppressed   Event = "trail.suppressed"
+	EventLossAccepted      Event = "store.loss_accepted" // ends all leases and approvals and disables all tokens
 )
 
 // row is an event with the fields that its details may have.
@@ -84,6 +85,7 @@ var rows = [...]row{
 	{EventServerFrozen, []string{"reason"}},
 	{EventServerThawed, []string{"reason"}},
 	{EventTrailSuppressed, []string{"count", "event", "since"}},
+	{EventLossAccepted, []string{"epoch", "held", "missing", "reason", "aside"}},
 }
 
 var (

@@ -69,6 +69,11 @@ func (s *Store) readSigned() (signedHead, error) {
 	return s.keys.verifyHead(b)
 }
 
+// headWrite is h, signed and sealed.
+func (s *Store) headWrite(epoch uint64, h head) write {
+	return write{[]byte(headKey), seal(s.keys.record, s.keys.signHead(signedHead{epoch, h, s.now()}), s.keys.headAAD())}
+}
+
 // checkpointLoop signs the head and syncs the anchor each second in which the trail grew.
 func (s *Store) checkpointLoop() {
 	tick := time.NewTicker(time.Second)
@@ -99,8 +104,7 @@ func (s *Store) checkpoint() error {
 		if err := s.room(); err != nil {
 			return err
 		}
-		sealed := seal(s.keys.record, s.keys.signHead(signedHead{s.anchor.epoch, h, s.now()}), s.keys.headAAD())
-		if err := s.write([]write{{[]byte(headKey), sealed}}); err != nil {
+		if err := s.write([]write{s.headWrite(s.anchor.epoch, h)}); err != nil {
 			return fmt.Errorf("signing the head: %w", err)
 		}
 		s.signed = h.seq

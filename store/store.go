@@ -21,6 +21,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -40,6 +41,11 @@ type Options struct {
 	Create    bool   // make the store if there is none
 	Log       zerolog.Logger
 	Now       func() time.Time
+
+	// Trial opens a copy of the database in a process of its own: it calls TryOut there with dir and returns what that
+	// wrote. Badger panics on some damage where nobody can recover, and the death of a process is an answer; with
+	// ErrDied it says that the process died. nil: no trial.
+	Trial func(ctx context.Context, dir string) ([]byte, error)
 }
 
 // Store is an open store. All its methods may be called at once.
@@ -100,6 +106,17 @@ type head struct {
 //
 // so a store/ without keycheck or anchor was never left by a crash.
 func Open(o Options) (*Store, error) {
+	s, err := openChecked(o, false, (*Store).readHead)
+	if err != nil {
+		return nil, err
+	}
+	s.running.Go(s.commitLoop)
+	s.running.Go(s.checkpointLoop)
+	return s, nil
+}
+
+// openChecked opens the files and holds them against what is known of them. anew: see openAnchor.
+func openChecked(o Options, anew bool, check func(*Store) error) (*Store, error) {
 	if o.Now == nil {
 		return nil, errors.New("store: Options.Now is required")
 	}
@@ -108,26 +125,27 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	a, err := openAnchor(o, keys)
+	a, err := openAnchor(o, keys, anew)
 	if err != nil {
 		return nil, err
 	}
-	db, err := openBadger(storeDir(o.Dir), a.seq > 0, o.Log)
+	db, safety, err := openBadger(o, a)
 	if err != nil {
 		return nil, errors.Join(err, a.close())
 	}
 	s := &Store{keys: keys, db: db, log: o.Log, now: o.Now, dir: o.Dir, anchor: a, wal: wal{dir: storeDir(o.Dir)}, stop: make(chan struct{})}
 	s.wake, s.idle = sync.NewCond(&s.mu), sync.NewCond(&s.mu)
 	s.write = s.transact
-	err = s.readHead()
-	if err == nil {
+	err = check(s)
+	if err == nil && !anew { // an anchor that can't be believed stays one until the epoch begins
 		err = a.mark(keys, markOpen, true)
 	}
-	if err != nil {
-		return nil, errors.Join(err, db.Close(), a.close())
+	if err == nil {
+		err = safety.drop()
 	}
-	s.running.Go(s.commitLoop)
-	s.running.Go(s.checkpointLoop)
+	if err != nil {
+		return nil, errors.Join(err, db.Close(), asItWas(safety, o.Log), a.close())
+	}
 	return s, nil
 }
 
@@ -140,10 +158,17 @@ func (s *Store) readHead() error {
 	if err := s.anchor.reload(s.keys); err != nil {
 		return err
 	}
-	if err := s.checkAgainst(h, s.anchor.head, "the anchor outside the data folder"); err != nil {
+	signed, err := s.readSigned()
+	if err != nil {
 		return err
 	}
-	signed, err := s.readSigned()
+	turned, err := checkEpoch(s.anchor.epoch, signed)
+	if err != nil {
+		return err
+	}
+	if !turned { // or the anchor is of the epoch before, which this trail need not reach
+		err = s.checkAgainst(h, s.anchor.head, "the anchor outside the data folder")
+	}
 	if err != nil {
 		return err
 	}
@@ -154,6 +179,9 @@ func (s *Store) readHead() error {
 	s.mu.Lock()
 	s.head = h
 	s.mu.Unlock()
+	if turned {
+		return s.anchor.turn(s.keys, signed.epoch, h, time.Time{})
+	}
 	return s.anchor.put(s.keys, h, time.Time{})
 }
 
@@ -163,8 +191,7 @@ func (s *Store) checkAgainst(h, known head, what string) error {
 		return nil
 	}
 	if known.seq > h.seq {
-		return fmt.Errorf("%w: the trail ends at event %d but %s knows %d: %d events are missing",
-			ErrIntegrity, h.seq, what, known.seq, known.seq-h.seq)
+		return missingEvents(h.seq, known.seq, what)
 	}
 	hash := h.hash
 	if known.seq < h.seq {

@@ -15,29 +15,54 @@ import (
 	"github.com/rs/zerolog"
 )
 
+// checkFiles looks at what Badger believes without a check, or repairs by destroying. used: events are known to be in
+// the database, so that a missing MANIFEST is damage — Badger would open empty, without an error, and delete its tables.
+func checkFiles(dir string, used bool) error {
+	path := filepath.Join(dir, "MANIFEST")
+	info, err := os.Stat(path)
+	switch {
+	case used && (errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0):
+		return fmt.Errorf("%w: %s is missing or empty", ErrIntegrity, path)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil // a new store
+	case err != nil:
+		return err
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "KEYREGISTRY")); used && errors.Is(err, fs.ErrNotExist) { // it panics
+		return fmt.Errorf("%w: %s is missing", ErrIntegrity, filepath.Join(dir, "KEYREGISTRY"))
+	}
+	return checkTables(dir)
+}
+
 // checkTables looks at each table that the MANIFEST names. Badger believes lengths in a table before it checks
 // anything, and panics in a goroutine of its own where one is wrong, which nobody can recover. A table that the
 // MANIFEST does not name was being written when the machine stopped, and Badger removes it.
 func checkTables(dir string) error {
-	f, err := os.Open(filepath.Join(dir, "MANIFEST"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // a new store
-	}
+	tables, err := readManifest(dir)
 	if err != nil {
 		return err
+	}
+	for id := range tables {
+		path := table.NewFilename(id, dir)
+		if err := checkTable(path); err != nil {
+			return fmt.Errorf("%w: the table %s: %w", ErrIntegrity, path, err)
+		}
+	}
+	return nil
+}
+
+// readManifest returns the tables that the MANIFEST names.
+func readManifest(dir string) (map[uint64]badger.TableManifest, error) {
+	f, err := os.Open(filepath.Join(dir, "MANIFEST"))
+	if err != nil {
+		return nil, err
 	}
 	defer f.Close()
 	manifest, _, err := badger.ReplayManifestFile(f, magic, badgerOptions(dir, zerolog.Nop()))
 	if err != nil {
-		return fmt.Errorf("%w: reading %s: %w", ErrIntegrity, f.Name(), err)
+		return nil, fmt.Errorf("%w: reading %s: %w", ErrIntegrity, f.Name(), err)
 	}
-	for id := range manifest.Tables {
-		path := table.NewFilename(id, dir)
-		if err := checkTable(path); err != nil {
-			return fmt.Errorf("%w: the table %s: %w: restore the folder from a backup", ErrIntegrity, path, err)
-		}
-	}
-	return nil
+	return manifest.Tables, nil
 }
 
 // checkTable reads a table's end:

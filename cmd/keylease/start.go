@@ -175,7 +175,7 @@ func (a *app) openStore(s settings, source string, create, generate bool, log ze
 	}
 	defer clear(key)
 	return store.Open(store.Options{Dir: s.Data, AnchorDir: s.anchor(), RootKey: key, KeySource: source,
-		Create: create, Log: log, Now: time.Now})
+		Create: create, Log: log, Now: time.Now, Trial: tryOut})
 }
 
 func (a *app) logger(level zerolog.Level) zerolog.Logger {
