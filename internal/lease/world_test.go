@@ -23,6 +23,7 @@ type world struct {
 	t     testing.TB
 	dir   string
 	store *store.Store
+	disk  faultyDisk
 
 	mu     sync.Mutex
 	now    time.Time
@@ -49,7 +50,7 @@ func (w *world) open() {
 
 func (w *world) tryOpen(dropPolicy bool) error {
 	s, err := store.Open(store.Options{Dir: filepath.Join(w.dir, "data"), AnchorDir: filepath.Join(w.dir, "config"),
-		RootKey: make([]byte, 32), KeySource: "test", Create: true, Log: zerolog.Nop(), Now: w.clock})
+		RootKey: make([]byte, 32), KeySource: "test", Create: true, Log: zerolog.Nop(), Now: w.clock, Fault: w.disk.write})
 	if err != nil {
 		return err
 	}
