@@ -336,11 +336,10 @@ type Activity struct {
 	LiveLeases  int
 	Waiting     int // questions that wait for a person, and answers that wait for whoever asked
 	Credentials int
-	LastCall    time.Time
+	Quiet       time.Duration // since the last call
 	Healthy     bool
 	Problem     string
 	Frozen      *Frozen       // nil: keylease lends
-	Quiet       time.Duration // since LastCall
 	Skew        time.Duration // how far the wall clock is behind the one that leases end by
 }
 
@@ -354,7 +353,7 @@ func (b *Broker) Activity() Activity {
 			live++
 		}
 	}
-	a := Activity{LiveLeases: live, Waiting: b.ix.waitingApprovals(now), Credentials: len(b.ix.creds), LastCall: b.lastCall, Healthy: true, Frozen: b.ix.frozen,
+	a := Activity{LiveLeases: live, Waiting: b.ix.waitingApprovals(now), Credentials: len(b.ix.creds), Healthy: true, Frozen: b.ix.frozen,
 		Quiet: now.Sub(b.lastCall), Skew: b.clock.behind()}
 	if b.broken != nil || b.store.Failed() != nil {
 		a.Healthy, a.Problem = false, "the store cannot record changes"
@@ -381,28 +380,4 @@ func (l *lease) entry(event store.Event, caller identity.Caller, now time.Time) 
 	e := entry(event, caller)
 	e.Time, e.LeaseID, e.Credential, e.CredentialID, e.Version = now, l.id, l.cred.rec.Name, l.cred.rec.ID, l.version
 	return e
-}
-
-// notifier wakes everybody who waits for the trail to grow.
-type notifier struct {
-	mu sync.Mutex
-	ch chan struct{} // nil while nobody waits
-}
-
-func (n *notifier) wait() <-chan struct{} {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.ch == nil {
-		n.ch = make(chan struct{})
-	}
-	return n.ch
-}
-
-func (n *notifier) broadcast() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.ch != nil {
-		close(n.ch)
-		n.ch = nil
-	}
 }
