@@ -40,6 +40,11 @@ type Options struct {
 	Create    bool   // make the store if there is none
 	Log       zerolog.Logger
 	Now       func() time.Time
+
+	// Fault is for tests: it stands in front of the one synced transaction by which anything gets into the database,
+	// and what it returns is taken for the outcome. It may fail before write, after it (the disk has it, and nobody
+	// is told), or hold it. It is called by one goroutine at a time, and no other write begins meanwhile. nil: none.
+	Fault func(write func() error) error
 }
 
 // Store is an open store. All its methods may be called at once.
@@ -116,6 +121,9 @@ func Open(o Options) (*Store, error) {
 	s := &Store{keys: keys, db: db, log: o.Log, now: o.Now, dir: o.Dir, anchor: a, stop: make(chan struct{})}
 	s.wake, s.idle = sync.NewCond(&s.mu), sync.NewCond(&s.mu)
 	s.write = s.transact
+	if o.Fault != nil {
+		s.write = func(w []write) error { return o.Fault(func() error { return s.transact(w) }) }
+	}
 	err = s.readHead()
 	if err == nil {
 		err = a.mark(keys, markOpen, true)

@@ -4,10 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"reflect"
-	"sync"
 	"testing"
-	"unsafe"
 
 	"pgregory.net/rapid"
 
@@ -114,33 +111,4 @@ func TestBrokerIsItsModel(t *testing.T) {
 		d.checkTrail(rt)
 	})
 	t.Logf("%d steps", steps)
-}
-
-// failWrite puts a failing disk in front of a store's next write: what it was given is there nevertheless, or not.
-// The seam is the store's own, for its tests; it is not worth an option that a daemon could be run with.
-func failWrite(s *store.Store, kept bool) (heal func()) {
-	field := func(name string) reflect.Value {
-		f := reflect.ValueOf(s).Elem().FieldByName(name)
-		return reflect.NewAt(f.Type(), unsafe.Pointer(f.UnsafeAddr())).Elem()
-	}
-	disk, write := field("disk").Addr().Interface().(*sync.Mutex), field("write")
-	disk.Lock()
-	defer disk.Unlock()
-	real := reflect.ValueOf(write.Interface())
-	failed := false
-	write.Set(reflect.MakeFunc(write.Type(), func(args []reflect.Value) []reflect.Value {
-		if failed {
-			return real.Call(args)
-		}
-		failed = true
-		if kept {
-			real.Call(args)
-		}
-		return []reflect.Value{reflect.ValueOf(fmt.Errorf("a disk that fails"))}
-	}))
-	return func() {
-		disk.Lock()
-		defer disk.Unlock()
-		write.Set(real)
-	}
 }

@@ -291,7 +291,7 @@ func (d *driven) storeError(t *rapid.T) {
 	if verb == 0 && d.m.mayLease(c.Principal, name) != "" || verb > 0 && l == nil {
 		t.Skip("nothing to write")
 	}
-	heal := failWrite(d.store, kept)
+	d.disk.failNext(kept)
 	var err error
 	as := Revoked
 	switch verb {
@@ -303,7 +303,7 @@ func (d *driven) storeError(t *rapid.T) {
 	case 2:
 		_, err = d.RevokeLeases(ctx, operator, Filter{LeaseID: id})
 	}
-	heal()
+	d.disk.heal()
 	wantAnswer(t, "with a failing disk", err, Unavailable)
 	d.turn(t, 2*rebuildPause)
 	d.sweep(ctx)

@@ -24,6 +24,7 @@ type world struct {
 	t     testing.TB
 	dir   string
 	store *store.Store
+	disk  faultyDisk
 
 	mu     sync.Mutex
 	now    time.Time     // the wall clock
@@ -55,7 +56,7 @@ func (w *world) tryOpen(dropPolicy bool) error { return w.tryOpenAs(Config{DropP
 // tryOpenAs opens it with what c says beside the usual.
 func (w *world) tryOpenAs(c Config) error {
 	s, err := store.Open(store.Options{Dir: filepath.Join(w.dir, "data"), AnchorDir: filepath.Join(w.dir, "config"),
-		RootKey: make([]byte, 32), KeySource: "test", Create: true, Log: zerolog.Nop(), Now: w.clock})
+		RootKey: make([]byte, 32), KeySource: "test", Create: true, Log: zerolog.Nop(), Now: w.clock, Fault: w.disk.write})
 	if err != nil {
 		return err
 	}
