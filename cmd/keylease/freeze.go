@@ -52,7 +52,7 @@ func (a *app) tellState(ctx context.Context, c *server.AdminClient) (server.Stat
 // clockBehind is how far this system's clock is behind the daemon's, in whole seconds: times are to be told by the
 // daemon's.
 func clockBehind(s server.Status) time.Duration {
-	return time.Duration(s.ClockBehind * float64(time.Second)).Truncate(time.Second)
+	return time.Duration(s.ClockBehind * float64(time.Second)).Round(time.Second)
 }
 
 // frozen says it for people.
