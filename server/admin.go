@@ -165,7 +165,7 @@ func (a admin) status(c call) (any, error) {
 	a.Broker.ReloadPolicy(c.Context()) // so that what is said of the file is so
 	act := a.Broker.Activity()
 	s := Status{Version: a.Version, PID: os.Getpid(), Auto: a.Auto, Credentials: act.Credentials, LiveLeases: act.LiveLeases,
-		Healthy: act.Healthy, Problem: act.Problem, Frozen: act.Frozen, Policy: a.Broker.PolicyStatus()}
+		Healthy: act.Healthy, Problem: act.Problem, Frozen: act.Frozen, Policy: a.Broker.PolicyStatus(), ClockBehind: act.Skew.Seconds()}
 	if a.Listening != nil {
 		s.HTTP = a.Listening().HTTP
 	}

@@ -138,6 +138,8 @@ type Status struct {
 	Problem     string             `json:"problem,omitempty"`
 	Frozen      *lease.Frozen      `json:"frozen"` // null: keylease lends
 	Policy      lease.PolicyStatus `json:"policy"`
+	// ClockBehind is how many seconds the system's clock is behind the one that leases end by.
+	ClockBehind float64 `json:"clock_behind"`
 }
 
 // wireError is every answer that is not 2xx. An entry stream that breaks off ends with one too.

@@ -325,8 +325,8 @@ func (d *daemon) watch(ctx context.Context) {
 
 func (d *daemon) idle() bool {
 	a := d.activity()
-	last := max(d.lastCall.Load(), a.LastCall.UnixNano())
-	return a.LiveLeases == 0 && a.Waiting == 0 && d.admins.Load() == 0 && d.Now().Sub(time.Unix(0, last)) >= d.IdleStop
+	quiet := min(d.Now().Sub(time.Unix(0, d.lastCall.Load())), a.Quiet)
+	return a.LiveLeases == 0 && a.Waiting == 0 && d.admins.Load() == 0 && quiet >= d.IdleStop
 }
 
 // shutdown ends every connection: what was read is answered, what was not read had no effect.

@@ -110,9 +110,14 @@ func readiness(a lease.Activity, p lease.PolicyStatus, overTLS string) (any, boo
 		TLS    string `json:"tls,omitempty"`
 		// A daemon that is frozen is ready: it lists, releases and obeys, and another would be as frozen.
 		Lending string `json:"lending"`
-	}{Ready: a.Healthy, Store: "ok", Policy: "none: what a credential admits is allowed", TLS: overTLS, Lending: "open"}
+		// Clock says how far the system's clock is behind the one that leases end by.
+		Clock string `json:"clock"`
+	}{Ready: a.Healthy, Store: "ok", Policy: "none: what a credential admits is allowed", TLS: overTLS, Lending: "open", Clock: "ok"}
 	if a.Frozen != nil {
 		s.Lending = "frozen"
+	}
+	if a.Skew >= time.Second {
+		s.Clock = fmt.Sprintf("the system's clock is %s behind", a.Skew.Round(time.Second))
 	}
 	if !a.Healthy {
 		s.Store = "cannot record changes"

@@ -106,7 +106,7 @@ func (h *house) backend(log zerolog.Logger, called func()) backend {
 		activity: func() lease.Activity {
 			h.mu.Lock()
 			defer h.mu.Unlock()
-			return lease.Activity{LiveLeases: h.leases}
+			return lease.Activity{LiveLeases: h.leases, Quiet: time.Hour}
 		},
 		started: func(context.Context, Listening) error { return nil },
 		run:     func(ctx context.Context) error { <-ctx.Done(); return nil },

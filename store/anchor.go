@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"time"
+
+	"keylease/internal/boottime"
 )
 
 // anchor is the newest head, kept outside the data folder, so that a trail that lost its end — by a bad disk, which
@@ -18,7 +20,8 @@ import (
 // store; it is synced each second, so a power cut can leave it behind, which is harmless. Writing it takes no new room
 // on its disk.
 //
-//	magic [8] · store id [16] · epoch u64 · seq u64 · head [32] · time i64 (ns since 1970) · marks u8 · MAC [32] over all before
+//	magic [8] · store id [16] · epoch u64 · seq u64 · head [32] · time i64 (ns since 1970) · marks u8
+//	· seen: time i64, boot [16], up i64 · MAC [32] over all before
 type anchor struct {
 	file *os.File
 	anchored
@@ -33,6 +36,15 @@ type anchored struct {
 	head
 	time  time.Time // high-water: no daemon on this store acted by a later clock, except in the second before a power cut
 	marks marks
+	seen  Moment // the last that was observed
+}
+
+// Moment is a time by the clock that leases end by, and what the machine's own clock said then: a later process on
+// the same start of the machine knows by it how long it was down, whatever was done to the wall clock.
+type Moment struct {
+	Time time.Time
+	Boot boottime.ID   // which start of the machine; zero: unknown
+	Up   time.Duration // since then, suspend included
 }
 
 // marks are what one process tells the next.
@@ -44,8 +56,8 @@ const (
 )
 
 const (
-	anchorMagic = "KLANCHR2"
-	anchorSize  = 8 + 16 + 8 + 8 + 32 + 8 + 1 + 32
+	anchorMagic = "KLANCHR3"
+	anchorSize  = 8 + 16 + 8 + 8 + 32 + 8 + 1 + 8 + 16 + 8 + 32
 )
 
 func anchorPath(dir string, storeID []byte) string {
@@ -114,6 +126,9 @@ func encodeAnchor(keys *keyring, a anchored) []byte {
 	b = append(b, a.hash[:]...)
 	b = binary.BigEndian.AppendUint64(b, nanos(a.time))
 	b = append(b, byte(a.marks))
+	b = binary.BigEndian.AppendUint64(b, nanos(a.seen.Time))
+	b = append(b, a.seen.Boot[:]...)
+	b = binary.BigEndian.AppendUint64(b, uint64(a.seen.Up))
 	mac := keys.anchor.sum(b)
 	return append(b, mac[:]...)
 }
@@ -147,6 +162,9 @@ func (a *anchor) read(keys *keyring) (anchored, error) {
 		copy(is.hash[:], b[40:])
 		is.time = fromNanos(binary.BigEndian.Uint64(b[72:]))
 		is.marks = marks(b[80])
+		is.seen.Time = fromNanos(binary.BigEndian.Uint64(b[81:]))
+		copy(is.seen.Boot[:], b[89:])
+		is.seen.Up = time.Duration(binary.BigEndian.Uint64(b[105:]))
 	}
 	if n != anchorSize || is.epoch == 0 || !hmac.Equal(b[:anchorSize], encodeAnchor(keys, is)) {
 		return anchored{}, fmt.Errorf("%w: the anchor %s was changed, or is another store's: put the right one back", ErrIntegrity, a.file.Name())
@@ -232,9 +250,38 @@ func (s *Store) HighWater() time.Time {
 	return s.anchor.time
 }
 
-// Observe raises HighWater to now. It is on disk within a second.
-func (s *Store) Observe(now time.Time) error {
+// Seen is the last Moment that was observed; zero where none was.
+func (s *Store) Seen() Moment {
 	s.disk.Lock()
 	defer s.disk.Unlock()
-	return s.anchor.put(s.keys, s.anchor.head, now)
+	return s.anchor.seen
+}
+
+// Observe notes what time it is, and raises HighWater to it. A process that is killed leaves it; it is on disk within
+// a second.
+func (s *Store) Observe(now Moment) error {
+	s.disk.Lock()
+	defer s.disk.Unlock()
+	is := s.anchor.anchored
+	is.seen = now.plain()
+	if is.seen.Time.After(is.time) {
+		is.time = is.seen.Time
+	}
+	return s.anchor.write(s.keys, is)
+}
+
+// SetBack lowers HighWater to now: an operator says that the clock was wrong. It is on disk when it returns.
+func (s *Store) SetBack(now Moment) error {
+	s.disk.Lock()
+	defer s.disk.Unlock()
+	is := s.anchor.anchored
+	is.seen = now.plain()
+	is.time = is.seen.Time
+	return errors.Join(s.anchor.write(s.keys, is), s.anchor.sync())
+}
+
+// plain is m as reading it back gives it.
+func (m Moment) plain() Moment {
+	m.Time = fromNanos(nanos(m.Time))
+	return m
 }

@@ -40,6 +40,7 @@ const (
 	EventServerStopped     Event = "server.stopped"
 	EventServerFrozen      Event = "server.frozen"
 	EventServerThawed      Event = "server.thawed"
+	EventClockSetBack      Event = "server.clock_set_back"
 	EventTrailSuppressed   Event = "trail.suppressed"
 	EventLossAccepted      Event = "store.loss_accepted" // ends all leases and approvals and disables all tokens
 )
@@ -84,6 +85,7 @@ var rows = [...]row{
 	{EventServerStopped, serverFields[:]},
 	{EventServerFrozen, []string{"reason"}},
 	{EventServerThawed, []string{"reason"}},
+	{EventClockSetBack, []string{"from", "reason"}},
 	{EventTrailSuppressed, []string{"count", "event", "since"}},
 	{EventLossAccepted, []string{"epoch", "held", "missing", "reason", "aside"}},
 }

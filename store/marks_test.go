@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"keylease/internal/boottime"
 )
 
 // copied is o's store as a kill at this moment leaves it.
@@ -35,7 +37,8 @@ func TestMarksOutliveTheProcess(t *testing.T) {
 		t.Fatalf("a new store: unclean %v, owed %v, high-water %v", s.Unclean(), s.Owed(), s.HighWater())
 	}
 	late := day.Add(time.Hour)
-	for _, now := range []time.Time{late, day} {
+	moment := Moment{Time: day, Boot: boottime.ID{1}, Up: time.Hour}
+	for _, now := range []Moment{{Time: late}, moment} {
 		if err := s.Observe(now); err != nil {
 			t.Fatal(err)
 		}
@@ -45,12 +48,15 @@ func TestMarksOutliveTheProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	killed := mustOpen(t, copied(t, o))
-	if !killed.Unclean() || !killed.Owed() || !killed.HighWater().Equal(late) {
-		t.Errorf("after a kill: unclean %v, owed %v, high-water %v", killed.Unclean(), killed.Owed(), killed.HighWater())
+	if !killed.Unclean() || !killed.Owed() || !killed.HighWater().Equal(late) || killed.Seen() != moment {
+		t.Errorf("after a kill: unclean %v, owed %v, high-water %v, seen %v", killed.Unclean(), killed.Owed(), killed.HighWater(), killed.Seen())
 	}
 	mustClose(t, s)
 	s = mustOpen(t, o)
 	if s.Unclean() || s.Owed() || !s.HighWater().Equal(late) {
 		t.Errorf("after an orderly end: unclean %v, owed %v, high-water %v", s.Unclean(), s.Owed(), s.HighWater())
+	}
+	if err := s.SetBack(moment); err != nil || !s.HighWater().Equal(day) {
+		t.Errorf("set back to %v: %v, %v", day, s.HighWater(), err)
 	}
 }

@@ -51,6 +51,11 @@ type Options struct {
 	// and what it returns is taken for the outcome. It may fail before write, after it (the disk has it, and nobody
 	// is told), or hold it. It is called by one goroutine at a time, and no other write begins meanwhile. nil: none.
 	Fault func(write func() error) error
+
+	// Fault is for tests: it stands in front of the one synced transaction by which anything gets into the database,
+	// and what it returns is taken for the outcome. It may fail before write, after it (the disk has it, and nobody
+	// is told), or hold it. It is called by one goroutine at a time, and no other write begins meanwhile. nil: none.
+	Fault func(write func() error) error
 }
 
 // Store is an open store. All its methods may be called at once.
@@ -141,6 +146,9 @@ func openChecked(o Options, anew bool, check func(*Store) error) (*Store, error)
 	s := &Store{keys: keys, db: db, log: o.Log, now: o.Now, dir: o.Dir, anchor: a, wal: wal{dir: storeDir(o.Dir)}, stop: make(chan struct{})}
 	s.wake, s.idle = sync.NewCond(&s.mu), sync.NewCond(&s.mu)
 	s.write = s.transact
+	if o.Fault != nil {
+		s.write = func(w []write) error { return o.Fault(func() error { return s.transact(w) }) }
+	}
 	if o.Fault != nil {
 		s.write = func(w []write) error { return o.Fault(func() error { return s.transact(w) }) }
 	}

@@ -203,7 +203,7 @@ func (a *app) lsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if _, err := a.tellFrozen(cmd.Context(), c); err != nil {
+			if _, err := a.tellState(cmd.Context(), c); err != nil {
 				return err
 			}
 			empty := "no credentials; keylease put NAME stores one"

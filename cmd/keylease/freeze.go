@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -36,13 +37,22 @@ and commands under way are cut. Agents may still list and release; leases that a
 	return c
 }
 
-// tellFrozen says on stderr that nothing is lent, where that is so, and returns since when; nil: keylease lends.
-func (a *app) tellFrozen(ctx context.Context, c *server.AdminClient) (*lease.Frozen, error) {
+// tellState says on stderr that nothing is lent, and that the clock is not this system's, where that is so.
+func (a *app) tellState(ctx context.Context, c *server.AdminClient) (server.Status, error) {
 	s, err := c.Status(ctx)
 	if err == nil && s.Frozen != nil {
 		a.sayf("keylease: %s; keylease thaw ends it", terminal(frozen(*s.Frozen)))
 	}
-	return s.Frozen, err
+	if behind := clockBehind(s); behind > 0 {
+		a.sayf("keylease: this system's clock is %s behind the one that leases end by", behind)
+	}
+	return s, err
+}
+
+// clockBehind is how far this system's clock is behind the daemon's, in whole seconds: times are to be told by the
+// daemon's.
+func clockBehind(s server.Status) time.Duration {
+	return time.Duration(s.ClockBehind * float64(time.Second)).Round(time.Second)
 }
 
 // frozen says it for people.

@@ -37,11 +37,11 @@ func (a *app) leasesCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				is, err := a.tellFrozen(cmd.Context(), c)
+				is, err := a.tellState(cmd.Context(), c)
 				if err != nil {
 					return err
 				}
-				return a.print(map[string]any{"leases": list, "frozen": is}, func(w io.Writer) { leaseTable(w, list, time.Now()) })
+				return a.print(map[string]any{"leases": list, "frozen": is.Frozen}, func(w io.Writer) { leaseTable(w, list, time.Now().Add(clockBehind(is))) })
 			})
 		}}
 	c.Flags().StringVar(&who, "identity", "", "only those of this identity")

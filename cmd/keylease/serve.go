@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
@@ -32,6 +33,7 @@ const garbage = 50
 type serveFlags struct {
 	seed           string
 	noPolicy, auto bool
+	acceptClock    bool
 }
 
 func (a *app) serveCommand() *cobra.Command {
@@ -49,6 +51,7 @@ func (a *app) serveCommand() *cobra.Command {
 	c.Flags().StringVar(&f.seed, "seed", "", "apply this seed file first; safe to leave in a unit file")
 	c.Flags().StringVar(&a.flags.rootKey, "root-key-file", "", "file that holds the root key")
 	c.Flags().BoolVar(&f.noPolicy, "no-policy", false, "start without the policy that governed this store before; recorded")
+	c.Flags().BoolVar(&f.acceptClock, "accept-clock", false, "believe this system's clock though it is behind keylease's, which was ahead by mistake; ends all leases, recorded")
 	c.Flags().BoolVar(&f.auto, "auto", false, "started by a relay or a command")
 	_ = c.Flags().MarkHidden("auto")
 	return c
@@ -103,7 +106,7 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	}
 	return server.Serve(ctx, server.Options{
 		Open: func(ctx context.Context) (*lease.Broker, func() error, error) {
-			return a.open(ctx, opening{settings: s, dropPolicy: f.noPolicy, log: log,
+			return a.open(ctx, opening{settings: s, dropPolicy: f.noPolicy, acceptClock: f.acceptClock, log: log,
 				opened: func(ctx context.Context, b *lease.Broker, st *store.Store) error {
 					up = bulletin{broker: b, fingerprint: st.Fingerprint(), settings: s}
 					return a.seedOwn(ctx, b, seed, false)
@@ -213,6 +216,9 @@ func (a *app) announce(up bulletin, l server.Listening) {
 	fmt.Fprintf(&b, "  store    %s: %s, %s live\n", up.Data, plural(act.Credentials, "credential"), plural(act.LiveLeases, "lease"))
 	if act.Frozen != nil {
 		fmt.Fprintf(&b, "  lending  FROZEN: %s; keylease thaw ends it\n", terminal(frozen(*act.Frozen)))
+	}
+	if act.Skew >= time.Second {
+		fmt.Fprintf(&b, "  clock    %s ahead of this system's, which was set back or was wrong before; leases end by it all the same\n", act.Skew.Round(time.Second))
 	}
 	if pol.Present {
 		fmt.Fprintf(&b, "  policy   %s\n", pol.File)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"keylease/internal/boottime"
 	"keylease/internal/identity"
 	"keylease/internal/lease"
 	"keylease/server"
@@ -97,9 +98,9 @@ func (a *app) tellMade(s settings) {
 // opening is what a daemon opens once the data folder is its own.
 type opening struct {
 	settings
-	dropPolicy bool
-	log        zerolog.Logger
-	opened     func(context.Context, *lease.Broker, *store.Store) error // before anybody is served
+	dropPolicy, acceptClock bool
+	log                     zerolog.Logger
+	opened                  func(context.Context, *lease.Broker, *store.Store) error // before anybody is served
 }
 
 // policyMissing refuses to lend by no policy where one was meant: somebody named its file, or lends to the agents of
@@ -139,7 +140,7 @@ func (a *app) open(ctx context.Context, o opening) (*lease.Broker, func() error,
 		a.tellMade(o.settings)
 	}
 	b, err := lease.Open(ctx, lease.Config{Store: st, PolicyFile: policyFile(o.PolicyFile), DropPolicy: o.dropPolicy,
-		Log: o.log, Now: time.Now, Grace: o.grace, KeySource: source, Version: version(),
+		Log: o.log, Now: time.Now, Up: boottime.Up, Boot: boottime.Boot(), AcceptClock: o.acceptClock, Grace: o.grace, KeySource: source, Version: version(),
 		DenyDeclared: o.Identities.Declared == deny,
 		Asked:        server.NewNotifier(ctx, o.Approvals.Notify, o.home, o.log).Notify})
 	if errors.Is(err, fs.ErrNotExist) {

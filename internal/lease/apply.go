@@ -38,6 +38,8 @@ func (ix *index) apply(e *store.Entry, rec any) error {
 		ix.frozen = &Frozen{Since: e.Time, Reason: e.Details.Get("reason")}
 	case store.EventServerThawed:
 		ix.frozen = nil
+	case store.EventClockSetBack:
+		ix.applyClockSetBack(e)
 	case store.EventPolicyLoaded:
 		ix.policy = policyMark{Hash: e.Details.Get("hash"), File: e.Details.Get("file")}
 	case store.EventLeaseCreated, store.EventLeaseRenewed, store.EventLeaseOrphaned, store.EventLeaseAdopted,

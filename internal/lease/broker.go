@@ -11,6 +11,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"keylease/internal/boottime"
 	"keylease/internal/identity"
 	"keylease/internal/secret"
 	"keylease/store"
@@ -29,10 +30,16 @@ type Config struct {
 	PolicyFile func(prevStamp string) PolicyRead // nil: no policy file
 	DropPolicy bool                              // start without the policy that governed before; recorded
 	Log        zerolog.Logger
-	Now        func() time.Time
-	Grace      time.Duration // 0: DefaultGrace
-	KeySource  string        // where the root key came from, for the record
-	Version    string
+	Now        func() time.Time // the wall clock
+	// Up is how long the machine has been up, suspend included, in this start of it, which Boot names; see boottime.
+	// nil: as Now counts on.
+	Up   func() time.Duration
+	Boot boottime.ID
+	// AcceptClock believes the wall clock though it stands behind what was seen: see acceptClock.
+	AcceptClock bool
+	Grace       time.Duration // 0: DefaultGrace
+	KeySource   string        // where the root key came from, for the record
+	Version     string
 
 	Asked func(ApprovalInfo) // told of each new question, once it is on disk; must not block. nil: nobody is
 
@@ -65,6 +72,8 @@ type Broker struct {
 	newest       written   // the change submitted last: once it is durable, all are
 	lastCall     time.Time
 	destroySince time.Time // when keys to destroy began to wait for a quiet moment
+	observed     time.Time // when the time was last written down
+	skewTold     bool      // that the wall clock is far behind
 
 	wake     chan struct{} // tells Run that the next deadline may have changed
 	newEntry notifier      // tells Follow that the trail grew
@@ -77,15 +86,21 @@ func Open(ctx context.Context, c Config) (*Broker, error) {
 	if c.Grace == 0 {
 		c.Grace = DefaultGrace
 	}
+	if c.Up == nil {
+		c.Up = upOf(c.Now)
+	}
 	b := &Broker{cfg: c, store: c.Store, unseal: c.Store.Value, sessions: map[string]identity.Principal{}, lapsed: map[string]bool{}, uses: newUses(), wake: make(chan struct{}, 1)}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := b.load(); err != nil {
 		return nil, err
 	}
-	b.clock = newClock(c.Now, b.ix.newest)
+	lost := b.openClock()
 	b.lastCall = b.now()
 	if err := b.openPolicy(); err != nil {
+		return nil, err
+	}
+	if err := b.settleClock(lost); err != nil {
 		return nil, err
 	}
 	if err := b.orphanAll(); err != nil {
@@ -123,7 +138,7 @@ func (ix *index) replay(e *store.Entry) error {
 		return err
 	}
 	ix.seq = e.Seq
-	if e.Time.After(ix.newest) {
+	if e.Time.After(ix.newest) { // and see applyClockSetBack
 		ix.newest = e.Time
 	}
 	if e.Event == store.EventLeaseCreated {
@@ -281,6 +296,9 @@ func (b *Broker) Close() error {
 	}
 	b.ix.seq, _ = b.store.Head()
 	b.ix.newest = b.now()
+	if err := b.store.Observe(b.moment()); err != nil {
+		return fmt.Errorf("no snapshot: %w", err)
+	}
 	data, err := b.ix.snapshot()
 	if err != nil {
 		return fmt.Errorf("encoding the snapshot: %w", err)
@@ -318,10 +336,11 @@ type Activity struct {
 	LiveLeases  int
 	Waiting     int // questions that wait for a person, and answers that wait for whoever asked
 	Credentials int
-	LastCall    time.Time
+	Quiet       time.Duration // since the last call
 	Healthy     bool
 	Problem     string
-	Frozen      *Frozen // nil: keylease lends
+	Frozen      *Frozen       // nil: keylease lends
+	Skew        time.Duration // how far the wall clock is behind the one that leases end by
 }
 
 // Activity reports how busy and how well the Broker is.
@@ -334,7 +353,8 @@ func (b *Broker) Activity() Activity {
 			live++
 		}
 	}
-	a := Activity{LiveLeases: live, Waiting: b.ix.waitingApprovals(now), Credentials: len(b.ix.creds), LastCall: b.lastCall, Healthy: true, Frozen: b.ix.frozen}
+	a := Activity{LiveLeases: live, Waiting: b.ix.waitingApprovals(now), Credentials: len(b.ix.creds), Healthy: true, Frozen: b.ix.frozen,
+		Quiet: now.Sub(b.lastCall), Skew: b.clock.behind()}
 	if b.broken != nil || b.store.Failed() != nil {
 		a.Healthy, a.Problem = false, "the store cannot record changes"
 	}
@@ -360,28 +380,4 @@ func (l *lease) entry(event store.Event, caller identity.Caller, now time.Time) 
 	e := entry(event, caller)
 	e.Time, e.LeaseID, e.Credential, e.CredentialID, e.Version = now, l.id, l.cred.rec.Name, l.cred.rec.ID, l.version
 	return e
-}
-
-// notifier wakes everybody who waits for the trail to grow.
-type notifier struct {
-	mu sync.Mutex
-	ch chan struct{} // nil while nobody waits
-}
-
-func (n *notifier) wait() <-chan struct{} {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.ch == nil {
-		n.ch = make(chan struct{})
-	}
-	return n.ch
-}
-
-func (n *notifier) broadcast() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.ch != nil {
-		close(n.ch)
-		n.ch = nil
-	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"keylease/internal/boottime"
 	"keylease/internal/identity"
 	"keylease/internal/secret"
 	"keylease/policy"
@@ -37,7 +38,7 @@ func newDriven(t *testing.T, rt *rapid.T) *driven {
 	if err != nil {
 		dir = t.TempDir()
 	}
-	w := &world{t: t, dir: dir, now: mStart}
+	w := &world{t: t, dir: dir, now: mStart, boot: boottime.ID{1}}
 	d := &driven{world: w, m: model{live: map[string]*mLease{}, over: map[string]*mEnded{}, creds: map[string]*mCred{},
 		sessions: map[identity.Principal]identity.Caller{}, attached: map[string]bool{}}}
 	d.edit(mRule{"*", 4, time.Hour})

@@ -49,6 +49,7 @@ func (b *Broker) poke() {
 // sweep does what is due and returns how long nothing more will be.
 func (b *Broker) sweep(ctx context.Context) time.Duration {
 	b.mu.Lock()
+	observe := b.observe()
 	if b.ready() != nil {
 		b.mu.Unlock()
 		return time.Second
@@ -63,7 +64,7 @@ func (b *Broker) sweep(ctx context.Context) time.Duration {
 	all = append(all, b.summaries(now, false)...)
 	over, nextOver := b.lapseSome(now)
 	all = append(all, over...)
-	wait := idleSweep
+	wait := min(idleSweep, observe)
 	if !nextOver.IsZero() {
 		wait = min(wait, max(nextOver.Sub(now), 0))
 	}

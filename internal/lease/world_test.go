@@ -11,6 +11,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"keylease/internal/boottime"
 	"keylease/internal/identity"
 	"keylease/internal/secret"
 	"keylease/policy"
@@ -26,7 +27,9 @@ type world struct {
 	disk  faultyDisk
 
 	mu     sync.Mutex
-	now    time.Time
+	now    time.Time     // the wall clock
+	up     time.Duration // the machine's own
+	boot   boottime.ID
 	policy string // "": there is no file
 	stamp  int
 }
@@ -35,7 +38,7 @@ var operator = identity.Caller{Principal: identity.Principal{Type: identity.Huma
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	w := &world{t: t, dir: t.TempDir(), now: time.Date(2026, 11, 23, 9, 0, 0, 0, time.UTC)}
+	w := &world{t: t, dir: t.TempDir(), now: time.Date(2026, 11, 23, 9, 0, 0, 0, time.UTC), boot: boottime.ID{1}}
 	w.open()
 	t.Cleanup(func() { w.lastUses(); _ = w.store.Close() })
 	return w
@@ -48,15 +51,18 @@ func (w *world) open() {
 	}
 }
 
-func (w *world) tryOpen(dropPolicy bool) error {
+func (w *world) tryOpen(dropPolicy bool) error { return w.tryOpenAs(Config{DropPolicy: dropPolicy}) }
+
+// tryOpenAs opens it with what c says beside the usual.
+func (w *world) tryOpenAs(c Config) error {
 	s, err := store.Open(store.Options{Dir: filepath.Join(w.dir, "data"), AnchorDir: filepath.Join(w.dir, "config"),
 		RootKey: make([]byte, 32), KeySource: "test", Create: true, Log: zerolog.Nop(), Now: w.clock, Fault: w.disk.write})
 	if err != nil {
 		return err
 	}
 	w.store = s
-	b, err := Open(context.Background(), Config{Store: s, PolicyFile: w.readPolicy, DropPolicy: dropPolicy,
-		Log: zerolog.Nop(), Now: w.clock})
+	c.Store, c.PolicyFile, c.Log, c.Now, c.Up, c.Boot = s, w.readPolicy, zerolog.Nop(), w.clock, w.uptime, w.boot
+	b, err := Open(context.Background(), c)
 	if err != nil {
 		_ = s.Close()
 		return err
@@ -68,6 +74,12 @@ func (w *world) tryOpen(dropPolicy bool) error {
 // restart ends the daemon as kill -9 does, without a snapshot, unless clean.
 func (w *world) restart(clean bool) {
 	w.t.Helper()
+	w.stop(clean)
+	w.open()
+}
+
+func (w *world) stop(clean bool) {
+	w.t.Helper()
 	if clean {
 		if err := w.Broker.Close(); err != nil {
 			w.t.Fatal(err)
@@ -77,7 +89,6 @@ func (w *world) restart(clean bool) {
 	if err := w.store.Close(); err != nil {
 		w.t.Fatal(err)
 	}
-	w.open()
 }
 
 func (w *world) clock() time.Time {
@@ -86,10 +97,28 @@ func (w *world) clock() time.Time {
 	return w.now
 }
 
-func (w *world) pass(d time.Duration) {
+func (w *world) uptime() time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.now = w.now.Add(d)
+	return w.up
+}
+
+// pass lets time go by; below zero, the wall clock is set back.
+func (w *world) pass(d time.Duration) { w.turnClocks(d, max(d, 0)) }
+
+// turnClocks turns the wall clock and the machine's own.
+func (w *world) turnClocks(wall, up time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.now, w.up = w.now.Add(wall), w.up+up
+}
+
+// reboot is the machine's: its own clock begins anew.
+func (w *world) reboot() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.boot[0]++
+	w.up = 0
 }
 
 func (w *world) setPolicy(text string) {

@@ -84,9 +84,10 @@ var patience = func() time.Duration {
 
 // world is one user's machine: a HOME of its own, and a link to the binary in it, by which its processes are known.
 type world struct {
-	t    testing.TB
-	home string
-	bin  string
+	t     testing.TB
+	home  string
+	bin   string
+	under []string // the program, with its arguments, that becomes the daemon; nil: the daemon is started by itself
 }
 
 func newWorld(t testing.TB) *world {
@@ -101,7 +102,7 @@ func newWorldOn(t testing.TB, disk string) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t, home, filepath.Join(home, "bin", "keylease")}
+	w := &world{t: t, home: home, bin: filepath.Join(home, "bin", "keylease")}
 	t.Cleanup(func() {
 		w.endAll()
 		if t.Failed() {
@@ -265,7 +266,8 @@ func (w *world) serve(args ...string) *served {
 	if !slices.Contains(args, "--http") {
 		args = append(args, "--http", "127.0.0.1:0")
 	}
-	s := &served{Cmd: exec.Command(w.bin, append([]string{"serve"}, args...)...), log: &buffer{}, exited: make(chan struct{})}
+	argv := slices.Concat(w.under, []string{w.bin, "serve"}, args)
+	s := &served{Cmd: exec.Command(argv[0], argv[1:]...), log: &buffer{}, exited: make(chan struct{})}
 	s.Env, s.Dir, s.Stdout, s.Stderr = w.env(), w.home, s.log, s.log
 	w.must(s.Start())
 	go func() { _ = s.Wait(); close(s.exited) }()

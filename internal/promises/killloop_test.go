@@ -25,43 +25,18 @@ import (
 // and what nobody was told about is there whole or not at all.
 func TestKilledAgainAndAgain(t *testing.T) {
 	t.Parallel()
-	const callers, identities = 32, 8
 	kills, longest, rests := 6, 100*time.Millisecond, 2
 	if os.Getenv("KEYLEASE_TEST_FULL") != "" {
 		kills, longest, rests = 220, 150*time.Millisecond, 10
 	}
 	w := newWorldOn(t, os.TempDir()) // where syncing takes its time there is much that nobody was told about
-	w.configure("grace: 1s\nlimits: {callRate: 0}\n")
+	w.configure(killedConfig)
 	w.policy(openPolicy)
-	s := w.serve()
-	print := regexp.MustCompile(`SHA256:\S{43}`).FindString(s.log.String())
-	if print == "" {
-		t.Fatalf("no fingerprint: %s", s.log)
-	}
-	w.seed(secretOf("db", ""), secretOf("api", ""), secretOf("few", fmt.Sprintf("policy: {maxLeases: %d}", fewLeases)))
-	k := &killed{w: w, fingerprint: print, over: make(chan struct{})}
-	k.front.Store(&s.addr)
-	over := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: callers, DialContext: k.dial}}
-	for i := range identities {
-		name := fmt.Sprintf("web-%d", i)
-		token, _ := w.token(name)
-		for j := range callers / identities {
-			c := w.web("127.0.0.1", token, j%2 == 0)
-			c.over = over
-			k.callers = append(k.callers, &journal{k: k, web: c, name: name, id: len(k.callers), bound: !c.spec.modern,
-				dice: rand.New(rand.NewPCG(rand.Uint64(), 1))})
-		}
-	}
-	var work sync.WaitGroup
-	for _, c := range k.callers {
-		work.Go(c.work)
-	}
-	stop := sync.OnceFunc(func() { close(k.over); work.Wait(); over.CloseIdleConnections() })
-	t.Cleanup(stop)
+	k, s := newKilled(w)
 	for n, done := 0, 0; done < kills; n++ {
 		time.Sleep(10*time.Millisecond + rand.N(longest))
 		if n%3 == 1 {
-			k.revoke(s, fmt.Sprintf("web-%d", rand.IntN(identities)), rand.N(longest))
+			k.revoke(s, fmt.Sprintf("web-%d", rand.IntN(killedIdentities)), rand.N(longest))
 		}
 		if n%5 == 3 { // in the middle of the snapshot that a stop writes, or after it
 			_ = s.Process.Signal(syscall.SIGTERM)
@@ -72,12 +47,7 @@ func TestKilledAgainAndAgain(t *testing.T) {
 			}
 		}
 		if n%2 == 0 {
-			k.onAnswer.Store(s.Process)
-			select {
-			case <-s.exited:
-			case <-time.After(longest):
-			}
-			k.onAnswer.Store(nil)
+			k.killOnAnswer(s, longest)
 		}
 		s.kill()
 		done++
@@ -90,15 +60,60 @@ func TestKilledAgainAndAgain(t *testing.T) {
 		if n%rests == rests-1 || done >= kills {
 			k.check()
 		} else {
-			w.ok("audit", "verify", "--key", print)
+			w.ok("audit", "verify", "--key", k.fingerprint)
 		}
 		if t.Failed() {
 			t.Fatalf("after %d kills", done)
 		}
 	}
-	stop()
+	k.stop()
 	k.check()
 	t.Logf("%d kills; %s", kills, k.sum())
+}
+
+// killOnAnswer kills the daemon when the next caller is told something; not later than longest.
+func (k *killed) killOnAnswer(s *served, longest time.Duration) {
+	k.onAnswer.Store(s.Process)
+	select {
+	case <-s.exited:
+	case <-time.After(longest):
+	}
+	k.onAnswer.Store(nil)
+}
+
+const killedConfig = "grace: 1s\nlimits: {callRate: 0}\n"
+
+const killedCallers, killedIdentities = 32, 8
+
+// newKilled starts a daemon and 32 callers that are never content.
+func newKilled(w *world) (*killed, *served) {
+	t := w.t
+	t.Helper()
+	s := w.serve()
+	k := &killed{w: w, fingerprint: regexp.MustCompile(`SHA256:\S{43}`).FindString(s.log.String()), over: make(chan struct{})}
+	if k.fingerprint == "" {
+		t.Fatalf("no fingerprint: %s", s.log)
+	}
+	w.seed(secretOf("db", ""), secretOf("api", ""), secretOf("few", fmt.Sprintf("policy: {maxLeases: %d}", fewLeases)))
+	k.front.Store(&s.addr)
+	over := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: killedCallers, DialContext: k.dial}}
+	for i := range killedIdentities {
+		name := fmt.Sprintf("web-%d", i)
+		token, _ := w.token(name)
+		for j := range killedCallers / killedIdentities {
+			c := w.web("127.0.0.1", token, j%2 == 0)
+			c.over = over
+			k.callers = append(k.callers, &journal{k: k, web: c, name: name, id: len(k.callers), bound: !c.spec.modern,
+				dice: rand.New(rand.NewPCG(rand.Uint64(), 1))})
+		}
+	}
+	var work sync.WaitGroup
+	for _, c := range k.callers {
+		work.Go(c.work)
+	}
+	k.stop = sync.OnceFunc(func() { close(k.over); work.Wait(); over.CloseIdleConnections() })
+	t.Cleanup(k.stop)
+	return k, s
 }
 
 // killed is the callers of a daemon that is killed, and what they noted.
@@ -109,9 +124,11 @@ type killed struct {
 	gate        sync.RWMutex               // held for reading by each call, for writing by who holds the books against the trail
 	onAnswer    atomic.Pointer[os.Process] // to be killed by the first caller that is told something
 	over        chan struct{}
+	stop        func() // ends the callers
 	callers     []*journal
 	revoked     []revocation
 	created     int // what the last check found in the trail
+	aside       int // leases that are none of theirs
 }
 
 func (k *killed) dial(ctx context.Context, _, _ string) (net.Conn, error) {
