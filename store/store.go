@@ -14,8 +14,9 @@
 //
 //	t · first seq u64            one group of the trail            group.go
 //	r · hash(kind, id)           a credential or token record      record.go
-//	d · hash(id) · version u32   the wrapped data key of a value   record.go
+//	d · generation u32 · hash(id) · version u32   the data key of a value, wrapped under that generation's root key   record.go
 //	v · hash(id) · version u32   the value under that key          record.go
+//	k                            a root key that is being replaced rotate.go
 //	h                            the newest signed head            head.go
 //	m, s · generation · n u32    snapshot manifest and chunks      snapshot.go
 package store
@@ -71,6 +72,9 @@ type Store struct {
 	signed uint64 // seq of the newest signed head
 	plain  []byte // the committer's buffers
 	entry  []byte
+
+	rotation sync.Mutex  // held by whoever replaces the root key; taken before disk
+	rotated  atomic.Bool // see Rotated
 
 	stop      chan struct{}
 	running   sync.WaitGroup
@@ -128,6 +132,9 @@ func openChecked(o Options, anew bool, check func(*Store) error) (*Store, error)
 	s.wake, s.idle = sync.NewCond(&s.mu), sync.NewCond(&s.mu)
 	s.write = s.transact
 	err = check(s)
+	if err == nil {
+		err = s.resumeRotation()
+	}
 	if err == nil && !anew { // an anchor that can't be believed stays one until the epoch begins
 		err = a.mark(keys, markOpen, true)
 	}
