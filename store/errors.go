@@ -15,6 +15,7 @@ var (
 	ErrFolder      = errors.New("the folder cannot be trusted")
 	ErrDestroyed   = errors.New("the version was destroyed")
 	ErrSameKey     = errors.New("this is the root key in force already")
+	ErrBackup      = errors.New("the backup is not what was written")
 	ErrUnsure      = errors.New("the disk does not say whether it was written")
 )
 
