@@ -16,6 +16,7 @@ var (
 	ErrDestroyed   = errors.New("the version was destroyed")
 	ErrSameKey     = errors.New("this is the root key in force already")
 	ErrBackup      = errors.New("the backup is not what was written")
+	ErrOccupied    = errors.New("the place to restore to is not empty")
 	ErrUnsure      = errors.New("the disk does not say whether it was written")
 )
 

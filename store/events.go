@@ -41,6 +41,9 @@ const (
 	EventServerFrozen      Event = "server.frozen"
 	EventServerThawed      Event = "server.thawed"
 	EventTrailSuppressed   Event = "trail.suppressed"
+	EventKeyRotated        Event = "key.rotated"         // the root key
+	EventStoreBackedUp     Event = "store.backed_up"     // somebody was given a copy of everything, sealed
+	EventStoreRestored     Event = "store.restored"      // ends all leases and approvals and disables all tokens, unless it says otherwise
 	EventLossAccepted      Event = "store.loss_accepted" // ends all leases and approvals and disables all tokens
 )
 
@@ -85,6 +88,9 @@ var rows = [...]row{
 	{EventServerFrozen, []string{"reason"}},
 	{EventServerThawed, []string{"reason"}},
 	{EventTrailSuppressed, []string{"count", "event", "since"}},
+	{EventKeyRotated, []string{"generation", "source", "reason"}},
+	{EventStoreBackedUp, []string{"epoch", "head"}},
+	{EventStoreRestored, []string{"epoch", "head", "made", "missing", "until", "leases", "tokens", "approvals", "kept"}},
 	{EventLossAccepted, []string{"epoch", "held", "missing", "reason", "aside"}},
 }
 
