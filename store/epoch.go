@@ -67,10 +67,7 @@ func (s *Store) beginEpoch(e Entry) error {
 		epoch = max(epoch, signed.epoch)
 	}
 	epoch++
-	if e.Details == nil {
-		e.Details = map[string]string{}
-	}
-	e.Details["epoch"] = strconv.FormatUint(epoch, 10)
+	e.Details.Set("epoch", strconv.FormatUint(epoch, 10))
 	s.running.Go(s.commitLoop)
 	_, err := s.submit(Change{Entry: e}, epoch).Wait()
 	if err == nil {

@@ -49,7 +49,7 @@ func TestABeginningOfAnEpochSurvivesACrashAtEachStep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if e, err := s.entryAt(2); err != nil || e.Event != EventLossAccepted || e.Details["epoch"] != "2" {
+	if e, err := s.entryAt(2); err != nil || e.Event != EventLossAccepted || e.Details.Get("epoch") != "2" {
 		t.Errorf("the epoch begins with %+v, %v", e, err)
 	}
 	mustClose(t, s)

@@ -14,6 +14,10 @@ var (
 	ErrUnavailable = errors.New("the store cannot record changes")
 	ErrFolder      = errors.New("the folder cannot be trusted")
 	ErrDestroyed   = errors.New("the version was destroyed")
+	ErrSameKey     = errors.New("this is the root key in force already")
+	ErrBackup      = errors.New("the backup is not what was written")
+	ErrOccupied    = errors.New("the place to restore to is not empty")
+	ErrUnsure      = errors.New("the disk does not say whether it was written")
 )
 
 // fault is a place in the trail that is not what was written.

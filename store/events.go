@@ -42,6 +42,9 @@ const (
 	EventServerThawed      Event = "server.thawed"
 	EventClockSetBack      Event = "server.clock_set_back"
 	EventTrailSuppressed   Event = "trail.suppressed"
+	EventKeyRotated        Event = "key.rotated"         // the root key
+	EventStoreBackedUp     Event = "store.backed_up"     // somebody was given a copy of everything, sealed
+	EventStoreRestored     Event = "store.restored"      // ends all leases and approvals and disables all tokens, unless it says otherwise
 	EventLossAccepted      Event = "store.loss_accepted" // ends all leases and approvals and disables all tokens
 )
 
@@ -87,6 +90,9 @@ var rows = [...]row{
 	{EventServerThawed, []string{"reason"}},
 	{EventClockSetBack, []string{"from", "reason"}},
 	{EventTrailSuppressed, []string{"count", "event", "since"}},
+	{EventKeyRotated, []string{"generation", "source", "reason"}},
+	{EventStoreBackedUp, []string{"epoch", "head"}},
+	{EventStoreRestored, []string{"epoch", "head", "made", "missing", "until", "leases", "tokens", "approvals", "kept"}},
 	{EventLossAccepted, []string{"epoch", "held", "missing", "reason", "aside"}},
 }
 

@@ -79,6 +79,14 @@ func openPlain(path string, flag int) (*os.File, error) {
 	return f, nil
 }
 
+// lockFile takes the lock of f, which goes with the file; ErrLocked: another has it.
+func lockFile(f *os.File) error {
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return ErrLocked
+	}
+	return nil
+}
+
 // syncFolder makes the names in dir durable.
 func syncFolder(dir string) error {
 	d, err := os.Open(dir)

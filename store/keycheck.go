@@ -15,16 +15,18 @@ import (
 // keycheck is the one file that is read before Badger is opened. Nobody needs a key to read it; a root key fits a
 // store if it yields Check. Who changes the file makes the store refuse its own key, and gains nothing.
 type keycheck struct {
-	Format    int    `json:"format"`
-	StoreID   string `json:"store_id"`   // 16 random bytes in hex
-	Salt      string `json:"salt"`       // 32 random bytes in hex, of every key derivation
-	KeySource string `json:"key_source"` // where the root key comes from
-	Check     string `json:"check"`      // MAC over all of the above, under a key derived from the root key
+	Format     int    `json:"format"`
+	StoreID    string `json:"store_id"`   // 16 random bytes in hex
+	Salt       string `json:"salt"`       // 32 random bytes in hex, of every key derivation
+	KeySource  string `json:"key_source"` // where the root key comes from
+	Generation uint32 `json:"generation"` // of the root key: from 1, one more at each rotation
+	Master     string `json:"master"`     // 32 random bytes, sealed under the root key, in hex
+	Check      string `json:"check"`      // MAC over all of the above, under a key derived from the root key
 }
 
 const (
 	keycheckName   = "keycheck"
-	keycheckFormat = 1
+	keycheckFormat = 2
 	keycheckMax    = 4096
 )
 
@@ -52,11 +54,7 @@ func openKeycheck(o Options) (*keyring, error) {
 	}
 	keys, err := kc.keys(o.RootKey)
 	if err != nil {
-		return nil, err
-	}
-	check, err := hex.DecodeString(kc.Check)
-	if want := kc.mac(keys); err != nil || !hmac.Equal(check, want[:]) {
-		return nil, fmt.Errorf("opening %s: %w", o.Dir, ErrWrongKey)
+		return nil, fmt.Errorf("opening %s: %w", o.Dir, err)
 	}
 	if err := trustFolder(storeDir(o.Dir), false); err != nil && !errors.Is(err, ErrNoStore) {
 		return nil, err
@@ -84,42 +82,84 @@ func readKeycheck(dir string) (keycheck, error) {
 }
 
 func (kc keycheck) sound() bool {
-	return kc.Format == keycheckFormat && len(kc.StoreID) == 32 && len(kc.Salt) == 64
+	return kc.Format == keycheckFormat && isHex(kc.StoreID, 16) && isHex(kc.Salt, 32) && isHex(kc.Master, sealedExtra+32) && kc.Generation > 0
+}
+
+func isHex(s string, n int) bool {
+	b, err := hex.DecodeString(s)
+	return err == nil && len(b) == n
 }
 
 func createKeycheck(o Options) (keycheck, error) {
-	id, salt := make([]byte, 16), make([]byte, 32)
+	id, salt, master := make([]byte, 16), make([]byte, 32), make([]byte, 32)
 	rand.Read(id) // does not fail: crypto/rand ends the program instead
 	rand.Read(salt)
+	rand.Read(master)
 	kc := keycheck{Format: keycheckFormat, StoreID: hex.EncodeToString(id), Salt: hex.EncodeToString(salt), KeySource: o.KeySource}
-	keys, err := kc.keys(o.RootKey)
+	root, err := newRootKeys(o.RootKey, salt, 1)
 	if err != nil {
 		return kc, err
 	}
-	sum := kc.mac(keys)
-	kc.Check = hex.EncodeToString(sum[:])
-	data, err := json.MarshalIndent(kc, "", "  ")
+	kc.seal(root, master)
+	data, err := kc.encode()
 	if err != nil {
 		return kc, err
 	}
-	err = writeOnce(filepath.Join(o.Dir, keycheckName), append(data, '\n'))
+	err = writeOnce(filepath.Join(o.Dir, keycheckName), data)
 	if errors.Is(err, fs.ErrExist) { // another process was faster: its store it is
 		return readKeycheck(o.Dir)
 	}
 	return kc, err
 }
 
-func (kc keycheck) keys(root []byte) (*keyring, error) {
-	id, err1 := hex.DecodeString(kc.StoreID)
-	salt, err2 := hex.DecodeString(kc.Salt)
-	if err1 != nil || err2 != nil {
-		return nil, fmt.Errorf("%w: the key check is not hex", ErrIntegrity)
-	}
-	return newKeyring(root, id, salt)
+// seal puts master under root and says that this is so.
+func (kc *keycheck) seal(root *rootKeys, master []byte) {
+	kc.Generation = root.generation
+	kc.Master = hex.EncodeToString(seal(root.wrap, master, kc.masterAAD()))
+	sum := kc.mac(root)
+	kc.Check = hex.EncodeToString(sum[:])
 }
 
-func (kc keycheck) mac(keys *keyring) [32]byte {
-	return keyed(keys.check, tuple(nil).num(uint64(kc.Format)).text(kc.StoreID).text(kc.Salt).text(kc.KeySource))
+func (kc keycheck) encode() ([]byte, error) {
+	data, err := json.MarshalIndent(kc, "", "  ")
+	return append(data, '\n'), err
+}
+
+// keys returns the keys of the store, or ErrWrongKey. kc is sound.
+func (kc keycheck) keys(rootKey []byte) (*keyring, error) {
+	id, err1 := hex.DecodeString(kc.StoreID)
+	salt, err2 := hex.DecodeString(kc.Salt)
+	sealed, err3 := hex.DecodeString(kc.Master)
+	if errors.Join(err1, err2, err3) != nil {
+		return nil, fmt.Errorf("%w: the key check is not hex", ErrIntegrity)
+	}
+	root, err := newRootKeys(rootKey, salt, kc.Generation)
+	if err != nil {
+		return nil, err
+	}
+	check, err := hex.DecodeString(kc.Check)
+	if want := kc.mac(root); err != nil || !hmac.Equal(check, want[:]) {
+		return nil, ErrWrongKey
+	}
+	master, err := open(root.wrap, sealed, kc.masterAAD())
+	if err != nil {
+		return nil, fmt.Errorf("%w: the master key in %s: %w", ErrIntegrity, keycheckName, err)
+	}
+	keys, err := newKeyring(master, id, salt)
+	if err != nil {
+		return nil, err
+	}
+	keys.keks.Store(&keks{now: root})
+	return keys, nil
+}
+
+func (kc keycheck) mac(root *rootKeys) [32]byte {
+	return keyed(root.check, tuple(nil).num(uint64(kc.Format)).text(kc.StoreID).text(kc.Salt).text(kc.KeySource).
+		num(uint64(kc.Generation)).text(kc.Master))
+}
+
+func (kc keycheck) masterAAD() []byte {
+	return tuple(nil).text("master").text(kc.StoreID).num(uint64(kc.Generation))
 }
 
 // writeOnce makes path with data, whole and on disk, or leaves it alone if it exists (fs.ErrExist).

@@ -13,54 +13,96 @@ import (
 	"fmt"
 	"hash"
 	"sync"
+	"sync/atomic"
 )
 
-// keyring is every key of one store, each derived from the root key by HKDF-SHA256 with the store's salt and a label
-// of its own, so that one that leaks tells nothing of another. The root key itself is not kept.
+// keyring is every key of one store. Each comes by HKDF-SHA256 with the store's salt and a label of its own, so that one
+// that leaks tells nothing of another. The root key itself is not kept.
+//
+//	root key (replaceable: rotate.go) ─┬─► check   proves that a root key is this store's      keycheck.go
+//	                                   ├─► wrap    seals the master, in keycheck
+//	                                   └─► KEK     wraps the data key of each value ─► value   record.go
+//	master (random, the store's for life) ──► records, snapshot, trail, index, mac, anchor, signature of heads
+//
+// So names, tokens, handles and the trail survive another root key, and no value hangs on anything but the newest one.
 type keyring struct {
-	store [16]byte // the store's id: part of all that is authenticated, so nothing can be moved between stores
+	store  [16]byte // the store's id: part of all that is authenticated, so nothing can be moved between stores
+	salt   []byte
+	master []byte
+	keks   atomic.Pointer[keks]
 
-	kek      cipher.AEAD // wraps the data keys of values
 	record   cipher.AEAD // credentials, tokens, the signed head
 	snapshot cipher.AEAD
 	trail    []byte  // parent of the keys of trail groups, one per start
 	index    *hasher // names and ids in Badger's keys
 	mac      []byte  // parent of the keys of Store.MAC
 	anchor   *hasher
-	check    []byte // proves that a root key is this store's
+	backup   []byte // parent of the keys of backups
 	sign     ed25519.PrivateKey
 
 	macs sync.Map // label → *hasher
 }
 
+// keks are the keys that data keys are wrapped under: one, and while the root key is being replaced two.
+type keks struct {
+	now  *rootKeys
+	next *rootKeys // nil but during a rotation
+}
+
+// rootKeys is what comes of one root key.
+type rootKeys struct {
+	generation uint32 // from 1; counts the root keys that this store had
+	kek        cipher.AEAD
+	wrap       cipher.AEAD
+	check      []byte
+}
+
 const rootKeyLen = 32
 
-func newKeyring(root []byte, storeID, salt []byte) (*keyring, error) {
+func newRootKeys(root, salt []byte, generation uint32) (*rootKeys, error) {
 	if len(root) != rootKeyLen {
 		return nil, fmt.Errorf("the root key has %d bytes; it must have %d", len(root), rootKeyLen)
 	}
-	k := &keyring{store: [16]byte(storeID)}
-	var failed error
-	derive := func(label string) []byte {
-		key, err := hkdf.Key(sha256.New, root, salt, "keylease/v1/"+label, 32)
-		failed = errors.Join(failed, err)
-		return key
-	}
-	aead := func(label string) cipher.AEAD {
-		a, err := newAEAD(derive(label))
-		failed = errors.Join(failed, err)
-		return a
-	}
-	k.kek, k.record, k.snapshot = aead("kek/1"), aead("records"), aead("snapshot")
-	k.trail, k.mac, k.check = derive("trail"), derive("mac"), derive("keycheck")
-	k.index, k.anchor = newHasher(derive("index")), newHasher(derive("anchor"))
-	if seed := derive("heads"); failed == nil {
+	d := deriver{parent: root, salt: salt}
+	r := &rootKeys{generation, d.aead(fmt.Sprintf("kek/%d", generation)), d.aead(fmt.Sprintf("master/%d", generation)), d.key("keycheck")}
+	return r, d.err()
+}
+
+func newKeyring(master, storeID, salt []byte) (*keyring, error) {
+	k := &keyring{store: [16]byte(storeID), salt: salt, master: master}
+	d := deriver{parent: master, salt: salt}
+	k.record, k.snapshot = d.aead("records"), d.aead("snapshot")
+	k.trail, k.mac, k.backup = d.key("trail"), d.key("mac"), d.key("backup")
+	k.index, k.anchor = newHasher(d.key("index")), newHasher(d.key("anchor"))
+	if seed := d.key("heads"); d.failed == nil {
 		k.sign = ed25519.NewKeyFromSeed(seed)
 	}
-	if failed != nil {
-		return nil, fmt.Errorf("deriving keys: %w", failed)
+	return k, d.err()
+}
+
+// deriver derives keys from one parent and remembers what went wrong.
+type deriver struct {
+	parent, salt []byte
+	failed       error
+}
+
+func (d *deriver) key(label string) []byte {
+	key, err := hkdf.Key(sha256.New, d.parent, d.salt, "keylease/v1/"+label, 32)
+	d.failed = errors.Join(d.failed, err)
+	return key
+}
+
+func (d *deriver) aead(label string) cipher.AEAD {
+	a, err := newAEAD(d.key(label))
+	d.failed = errors.Join(d.failed, err)
+	return a
+}
+
+func (d *deriver) err() error {
+	if d.failed == nil {
+		return nil
 	}
-	return k, nil
+	return fmt.Errorf("deriving keys: %w", d.failed)
 }
 
 // newAEAD is AES-256-GCM that puts a random 96-bit nonce in front of what it seals. No key here seals more than 2^32

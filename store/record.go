@@ -20,12 +20,33 @@ func (k *keyring) hashedKey(prefix byte, kind Kind, id string) []byte {
 
 func (k *keyring) recordKey(kind Kind, id string) []byte { return k.hashedKey('r', kind, id) }
 
-func (k *keyring) versionKey(prefix byte, id string, version int) []byte {
-	return binary.BigEndian.AppendUint32(k.hashedKey(prefix, KindValue, id), uint32(version))
+// valueKey is where a version's value lies.
+func (k *keyring) valueKey(id string, version int) []byte {
+	return binary.BigEndian.AppendUint32(k.hashedKey('v', KindValue, id), uint32(version))
 }
 
-// kindDataKey is the kind that a wrapped data key is authenticated as.
-const kindDataKey Kind = "data key"
+// dataKeys is the prefix of all data keys that are wrapped under one root key's KEK.
+func (r *rootKeys) dataKeys() []byte { return binary.BigEndian.AppendUint32([]byte{'d'}, r.generation) }
+
+// dataKey is where the key of the value at valueKey lies, wrapped under r.
+func (r *rootKeys) dataKey(valueKey []byte) []byte { return append(r.dataKeys(), valueKey[1:]...) }
+
+// dataKeyAAD ties a wrapped data key to its place. An older one put back does not open the value, which is tied to the
+// Entry that wrote it.
+func (k *keyring) dataKeyAAD(valueKey []byte) []byte {
+	return tuple(make([]byte, 0, 96)).bytes(k.store[:]).text("data key").bytes(valueKey)
+}
+
+// wrapKey appends dek, wrapped under every root key in force.
+func (k *keyring) wrapKey(writes []write, dek, valueKey []byte) []write {
+	in := k.keks.Load()
+	for _, r := range []*rootKeys{in.now, in.next} {
+		if r != nil {
+			writes = append(writes, write{r.dataKey(valueKey), seal(r.kek, dek, k.dataKeyAAD(valueKey))})
+		}
+	}
+	return writes
+}
 
 // sealChange seals the records and values of c, whose Entry has its seq by now, and notes in the Entry what they must
 // hash to.
@@ -42,11 +63,9 @@ func (s *Store) sealChange(writes []write, c *Change) ([]write, error) {
 			return nil, err
 		}
 		sealed := seal(aead, v.Value.Bytes(), s.keys.recordAAD(KindValue, v.CredentialID, v.Version, e.Seq))
-		wrapped := seal(s.keys.kek, dek, s.keys.recordAAD(kindDataKey, v.CredentialID, v.Version, e.Seq))
+		at := s.keys.valueKey(v.CredentialID, v.Version)
+		writes = append(s.keys.wrapKey(writes, dek, at), write{at, sealed})
 		clear(dek)
-		writes = append(writes,
-			write{s.keys.versionKey('d', v.CredentialID, v.Version), wrapped},
-			write{s.keys.versionKey('v', v.CredentialID, v.Version), sealed})
 		e.Records = append(e.Records, RecordRef{Kind: KindValue, ID: v.CredentialID, Version: v.Version, Seq: e.Seq,
 			Digest: sha256.Sum256(sealed)})
 	}
@@ -94,22 +113,16 @@ func (s *Store) value(id string, version int, ref RecordRef) ([]byte, error) {
 	if ref.Kind != KindValue || ref.ID != id || ref.Version != version {
 		return nil, fmt.Errorf("%w: the trail does not speak of it", ErrIntegrity)
 	}
-	wrapped, err := s.get(s.keys.versionKey('d', id, version))
-	if errors.Is(err, badger.ErrKeyNotFound) {
-		return nil, ErrDestroyed
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: its key can't be read: %w", ErrIntegrity, err)
-	}
-	sealed, err := s.sealedAs(s.keys.versionKey('v', id, version), ref)
+	at := s.keys.valueKey(id, version)
+	dek, err := s.dataKey(at)
 	if err != nil {
 		return nil, err
 	}
-	dek, err := open(s.keys.kek, wrapped, s.keys.recordAAD(kindDataKey, id, version, ref.Seq))
-	if err != nil {
-		return nil, fmt.Errorf("%w: its key: %w", ErrIntegrity, err)
-	}
 	defer clear(dek)
+	sealed, err := s.sealedAs(at, ref)
+	if err != nil {
+		return nil, err
+	}
 	aead, err := newAEAD(dek)
 	if err != nil {
 		return nil, err
@@ -119,6 +132,26 @@ func (s *Store) value(id string, version int, ref RecordRef) ([]byte, error) {
 		return nil, fmt.Errorf("%w: %w", ErrIntegrity, err)
 	}
 	return plain, nil
+}
+
+// dataKey unwraps the key of the value at valueKey. ErrDestroyed: it is gone.
+func (s *Store) dataKey(valueKey []byte) ([]byte, error) {
+	root := s.keys.keks.Load().now
+	wrapped, err := s.get(root.dataKey(valueKey))
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		if s.keys.keks.Load().now != root { // the root key was replaced in between, and the data key with it
+			return s.dataKey(valueKey)
+		}
+		return nil, ErrDestroyed
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: its key can't be read: %w", ErrIntegrity, err)
+	}
+	dek, err := open(root.kek, wrapped, s.keys.dataKeyAAD(valueKey))
+	if err != nil {
+		return nil, fmt.Errorf("%w: its key: %w", ErrIntegrity, err)
+	}
+	return dek, nil
 }
 
 // sealedAs reads sealed bytes and holds them against the digest that the trail has of them.
@@ -134,23 +167,4 @@ func (s *Store) sealedAs(key []byte, ref RecordRef) ([]byte, error) {
 		return nil, fmt.Errorf("%w: it is not what event %d wrote", ErrIntegrity, ref.Seq)
 	}
 	return sealed, nil
-}
-
-// Destroy removes the data keys of versions, and the values that they sealed, from the files of the store: deleting
-// alone would leave the bytes in tables and log. Writes wait for it (measured: 160 ms at 20 MB), so gather what there
-// is. Afterwards the caller records it. Versions that are not there are destroyed.
-func (s *Store) Destroy(versions []ValueRef) error {
-	prefixes := make([][]byte, 0, 2*len(versions))
-	for _, v := range versions {
-		prefixes = append(prefixes, s.keys.versionKey('d', v.CredentialID, v.Version), s.keys.versionKey('v', v.CredentialID, v.Version))
-	}
-	s.disk.Lock()
-	defer s.disk.Unlock()
-	if err := s.usable(); err != nil {
-		return err
-	}
-	if err := s.db.DropPrefix(prefixes...); err != nil {
-		return fmt.Errorf("destroying %d versions: %w", len(versions), err)
-	}
-	return nil
 }

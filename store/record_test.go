@@ -32,6 +32,11 @@ func tamper(t testing.TB, s *Store, key, value []byte) {
 	}
 }
 
+// dataKeyAt is where a version's wrapped data key lies.
+func dataKeyAt(s *Store, id string, version int) []byte {
+	return s.keys.keks.Load().now.dataKey(s.keys.valueKey(id, version))
+}
+
 func TestSwappedAndOlderRecordsAreRefused(t *testing.T) {
 	s := mustOpen(t, testOptions(t))
 	a1 := putCredential(t, s, "cr_a", 1, "a, first", "sk-fake-a1")
@@ -79,10 +84,10 @@ func TestSwappedAndOlderRecordsAreRefused(t *testing.T) {
 	refused("a record that is not there", err)
 
 	// The data key and the value of version 1 in place of version 2's.
-	tamper(t, s, s.keys.versionKey('d', "cr_a", 2), peek(t, s, s.keys.versionKey('d', "cr_a", 1)))
+	tamper(t, s, dataKeyAt(s, "cr_a", 2), peek(t, s, dataKeyAt(s, "cr_a", 1)))
 	_, err = s.Value("cr_a", 2, a2.Records[1])
 	refused("another version's key", err)
-	tamper(t, s, s.keys.versionKey('v', "cr_a", 2), peek(t, s, s.keys.versionKey('v', "cr_a", 1)))
+	tamper(t, s, s.keys.valueKey("cr_a", 2), peek(t, s, s.keys.valueKey("cr_a", 1)))
 	_, err = s.Value("cr_a", 2, a2.Records[1])
 	refused("another version's value", err)
 	forged = a1.Records[1]
@@ -148,9 +153,9 @@ func TestNothingIsInTheFilesInPlain(t *testing.T) {
 	c.Entry.Details.Set("rule", "canary rule")
 	c.Records = []RecordWrite{{KindCredential, "cr_canary", []byte("canary record")}}
 	c.Values = []ValueWrite{{"cr_canary", 1, secret.New([]byte("sk-fake-canary-value"))}}
-	e := record(t, s, c)
-	wrapped := peek(t, s, s.keys.versionKey('d', "cr_canary", 1))
-	dek, err := open(s.keys.kek, wrapped, s.keys.recordAAD(kindDataKey, "cr_canary", 1, e.Seq))
+	record(t, s, c)
+	wrapped := peek(t, s, dataKeyAt(s, "cr_canary", 1))
+	dek, err := open(s.keys.keks.Load().now.kek, wrapped, s.keys.dataKeyAAD(s.keys.valueKey("cr_canary", 1)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,8 +179,8 @@ func TestDestroyRemovesTheKeyFromTheFiles(t *testing.T) {
 	s := mustOpen(t, o)
 	e1 := putCredential(t, s, "cr_1", 1, "r", "sk-fake-1")
 	e2 := putCredential(t, s, "cr_1", 2, "r", "sk-fake-2")
-	gone := peek(t, s, s.keys.versionKey('d', "cr_1", 1))
-	kept := peek(t, s, s.keys.versionKey('d', "cr_1", 2))
+	gone := peek(t, s, dataKeyAt(s, "cr_1", 1))
+	kept := peek(t, s, dataKeyAt(s, "cr_1", 2))
 	if err := s.Destroy([]ValueRef{{"cr_1", 1}, {"cr_none", 3}}); err != nil {
 		t.Fatal(err)
 	}

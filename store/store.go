@@ -14,8 +14,9 @@
 //
 //	t · first seq u64            one group of the trail            group.go
 //	r · hash(kind, id)           a credential or token record      record.go
-//	d · hash(id) · version u32   the wrapped data key of a value   record.go
+//	d · generation u32 · hash(id) · version u32   the data key of a value, wrapped under that generation's root key   record.go
 //	v · hash(id) · version u32   the value under that key          record.go
+//	k                            a root key that is being replaced rotate.go
 //	h                            the newest signed head            head.go
 //	m, s · generation · n u32    snapshot manifest and chunks      snapshot.go
 package store
@@ -46,11 +47,6 @@ type Options struct {
 	// wrote. Badger panics on some damage where nobody can recover, and the death of a process is an answer; with
 	// ErrDied it says that the process died. nil: no trial.
 	Trial func(ctx context.Context, dir string) ([]byte, error)
-
-	// Fault is for tests: it stands in front of the one synced transaction by which anything gets into the database,
-	// and what it returns is taken for the outcome. It may fail before write, after it (the disk has it, and nobody
-	// is told), or hold it. It is called by one goroutine at a time, and no other write begins meanwhile. nil: none.
-	Fault func(write func() error) error
 
 	// Fault is for tests: it stands in front of the one synced transaction by which anything gets into the database,
 	// and what it returns is taken for the outcome. It may fail before write, after it (the disk has it, and nobody
@@ -90,6 +86,9 @@ type Store struct {
 	entry  []byte
 	writes []write
 	group  []*Pending
+
+	rotation sync.Mutex  // held by whoever replaces the root key; taken before disk
+	rotated  atomic.Bool // see Rotated
 
 	stop      chan struct{}
 	running   sync.WaitGroup
@@ -143,16 +142,19 @@ func openChecked(o Options, anew bool, check func(*Store) error) (*Store, error)
 	if err != nil {
 		return nil, errors.Join(err, a.close())
 	}
+	if err := lockFile(a.file); err != nil { // two copies of one folder would write to one anchor
+		return nil, errors.Join(fmt.Errorf("%w: the anchor of this store, %s, is that of a daemon on another data folder", err, a.file.Name()), db.Close(), a.close())
+	}
 	s := &Store{keys: keys, db: db, log: o.Log, now: o.Now, dir: o.Dir, anchor: a, wal: wal{dir: storeDir(o.Dir)}, stop: make(chan struct{})}
 	s.wake, s.idle = sync.NewCond(&s.mu), sync.NewCond(&s.mu)
 	s.write = s.transact
 	if o.Fault != nil {
 		s.write = func(w []write) error { return o.Fault(func() error { return s.transact(w) }) }
 	}
-	if o.Fault != nil {
-		s.write = func(w []write) error { return o.Fault(func() error { return s.transact(w) }) }
-	}
 	err = check(s)
+	if err == nil {
+		err = s.resumeRotation()
+	}
 	if err == nil && !anew { // an anchor that can't be believed stays one until the epoch begins
 		err = a.mark(keys, markOpen, true)
 	}

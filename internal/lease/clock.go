@@ -182,7 +182,7 @@ func (b *Broker) acceptClock() error {
 		return err
 	}
 	b.clock = newClock(b.cfg.Now, b.cfg.Up, right)
-	e := store.Entry{Event: store.EventClockSetBack, Details: map[string]string{"from": stamp(wrong), "reason": reason}}
+	e := store.Entry{Event: store.EventClockSetBack, Details: store.DetailsOf("from", stamp(wrong), "reason", reason)}
 	_, err := b.change(store.Change{Entry: e}, nil)
 	b.cfg.Log.Warn().Time("from", wrong).Time("to", right).Msg("the clock was set back; all leases were ended")
 	return err
