@@ -297,8 +297,9 @@ func (h *httpHandler) serveReady(w http.ResponseWriter, _ *http.Request) {
 type httpMessage struct {
 	envelope
 	body   []byte
-	modern bool // it says itself that it needs no handshake
-	client claim
+	modern bool   // it says itself that it needs no handshake
+	tool   string // tools/call: what is called
+	client claim  // of a message that says
 }
 
 // readMessage reads the body as the one thing that it can mean, and gives it back to r for mcp-go. What it refuses
@@ -318,14 +319,28 @@ func readMessage(w http.ResponseWriter, r *http.Request) *httpMessage {
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	m := &httpMessage{envelope: e, body: body}
-	m.client.Name, m.client.Version = claimedClient(&e)
-	var params struct {
-		Meta *mcp.Meta `json:"_meta"`
-	}
-	if json.Unmarshal(e.Params, &params) == nil { // else it is no era's: mcp-go reads it the same way
-		m.modern = mcp.IsModernProtocol(params.Meta.ProtocolVersion())
-	}
+	m.readParams()
 	return m
+}
+
+// readParams looks through the params once. What is not of the type that it should be is as if it were not there: mcp-go,
+// which reads it next, refuses it.
+func (m *httpMessage) readParams() {
+	var params struct {
+		Name any `json:"name"`
+		Meta struct {
+			Version any `json:"io.modelcontextprotocol/protocolVersion"`
+		} `json:"_meta"`
+	}
+	_ = json.Unmarshal(m.Params, &params) // what can be read is
+	version, _ := params.Meta.Version.(string)
+	m.modern = mcp.IsModernProtocol(version)
+	if m.Method == string(mcp.MethodToolsCall) {
+		m.tool, _ = params.Name.(string)
+	}
+	if m.modern || m.Method == string(mcp.MethodInitialize) {
+		m.client.Name, m.client.Version = claimedClient(&m.envelope)
+	}
 }
 
 // detach tells the broker that a session's holder left, unless it is we who leave: then the next start knows.

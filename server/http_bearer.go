@@ -11,8 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/mark3labs/mcp-go/mcp"
-
 	"keylease/internal/federation"
 	"keylease/internal/identity"
 	"keylease/internal/lease"
@@ -114,13 +112,7 @@ func (h *httpHandler) stillGood(r *http.Request, p identity.Principal) bool {
 // outOfScope refuses a call for which p's token lacks the scope. The broker would refuse it too; this is so that an
 // OAuth client sees the answer by which it can ask its issuer for more.
 func (h *httpHandler) outOfScope(r *http.Request, p identity.Principal, m *httpMessage) *fault {
-	var params struct {
-		Name string `json:"name"`
-	}
-	if m.Method != string(mcp.MethodToolsCall) || json.Unmarshal(m.Params, &params) != nil {
-		return nil
-	}
-	need, scope := tools.ScopeOf(params.Name)
+	need, scope := tools.ScopeOf(m.tool) // none of what is no tool call
 	if (identity.Caller{Principal: p, Scopes: entrantOf(r.Context()).Scopes}).May(need) {
 		return nil
 	}

@@ -70,6 +70,7 @@ type mcpConn struct {
 	mu       sync.Mutex // guards inFlight
 	inFlight map[string]bool
 	calls    sync.WaitGroup
+	jobs     chan func()   // to workers that wait for one
 	process  chan struct{} // slots of calls of the process at the other end, whatever it calls itself
 	slots    chan struct{} // slots of calls of caller, over all its connections; nil while it is nobody
 	letGo    []func()      // gives back both
@@ -77,7 +78,7 @@ type mcpConn struct {
 
 func newMCPConn(l local, b *bounds, conn net.Conn, r *bufio.Reader, h hello, peer *localPeer) *mcpConn {
 	c := &mcpConn{local: l, bounds: b, conn: conn, r: r, session: newSession(), hello: h, peer: peer,
-		inFlight: map[string]bool{}, stopped: make(chan struct{}), left: make(chan struct{})}
+		inFlight: map[string]bool{}, jobs: make(chan func()), stopped: make(chan struct{}), left: make(chan struct{})}
 	var done func()
 	c.session.send, c.session.gone = c.write, c.left
 	c.process, done = b.running.of(peer.process())
@@ -202,7 +203,8 @@ func (c *mcpConn) request(ctx context.Context, e *envelope, line []byte) {
 		run()
 		return
 	}
-	c.calls.Go(run)
+	c.calls.Add(1)
+	c.beside(func() { defer c.calls.Done(); run() })
 }
 
 func (c *mcpConn) begin(key string) bool {
@@ -255,6 +257,11 @@ func (c *mcpConn) encode(e *envelope, answer mcp.JSONRPCMessage) []byte {
 			ID      json.RawMessage `json:"id"`
 			Error   any             `json:"error"`
 		}{mcp.JSONRPC_VERSION, e.ID, failed.Error})
+	}
+	if told, ok := answer.(mcp.JSONRPCResponse); ok {
+		if result, ok := told.Result.(*mcp.CallToolResult); ok && plainResult(result) {
+			return appendResult(e.ID, result)
+		}
 	}
 	b, err := json.Marshal(answer)
 	if err != nil {

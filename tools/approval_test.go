@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/mark3labs/mcp-go/mcp"
+	mcpserver "github.com/mark3labs/mcp-go/server"
 	"github.com/rs/zerolog"
 
 	"keylease/internal/identity"
@@ -62,6 +63,7 @@ func TestACallDoesNotWaitForAClientThatHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	server := NewServer(Options{Broker: b, Log: zerolog.Nop(), Version: "test", patience: 100 * time.Millisecond})
+	mcpserver.WithOutputSchemaValidation()(server)
 	client := &slowClient{make(chan mcp.ElicitationRequest, 9), make(chan mcp.ElicitationResult)}
 	ctx := server.WithContext(agentContext(), client)
 	first, raw, isError := call(t, ctx, server, "lease_credential", `{"credential":"openai"}`)

@@ -60,15 +60,16 @@ func NewServer(o Options) *mcpserver.MCPServer {
 	return s
 }
 
-// Checks are mcp-go's own checks of arguments and results, with our words for what they refuse. This is the only place
-// that configures them: whatever is served in the place of the three tools passes through the same.
+// Checks are mcp-go's own checks of arguments, with our words for what they refuse. This is the only place that
+// configures them: whatever is served in the place of the three tools passes through the same. Results are not held
+// against their schemas at each call, which took a seventh of a lease and a third of a list: schema and result come of one
+// type, and every answer that the tests get passes through mcp-go's check.
 func Checks() []mcpserver.ServerOption {
 	hooks := &mcpserver.Hooks{}
 	hooks.AddAfterCallTool(rewriteValidation)
 	return []mcpserver.ServerOption{
 		mcpserver.WithInputSchemaValidation(),
 		mcpserver.WithStrictInputSchemaDefault(),
-		mcpserver.WithOutputSchemaValidation(),
 		mcpserver.WithHooks(hooks),
 	}
 }

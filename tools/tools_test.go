@@ -51,8 +51,10 @@ func newServer(t *testing.T, log zerolog.Logger) *mcpserver.MCPServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return NewServer(Options{Broker: b, Log: log, Version: "test", Command: []string{"keylease"},
+	tools := NewServer(Options{Broker: b, Log: log, Version: "test", Command: []string{"keylease"},
 		Proxy: func(context.Context) (string, error) { return "http://127.0.0.1:1", nil }})
+	mcpserver.WithOutputSchemaValidation()(tools) // every answer of these tests fits its schema, or is internal
+	return tools
 }
 
 func agentContext() context.Context {

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -21,14 +20,6 @@ import (
 	"keylease/server"
 	"keylease/store"
 )
-
-// memoryLimit is where the daemon's garbage collector begins to work hard: a hundred thousand live leases need a
-// fifth of it.
-const memoryLimit = 256 << 20
-
-// garbage is how much of what is alive may lie around as garbage, in percent. Badger's buffers are 20 MB that are alive
-// and mostly never touched; Go's default of 100 would allow as much garbage again, which is touched.
-const garbage = 50
 
 type serveFlags struct {
 	seed           string
@@ -87,8 +78,7 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	defer seed.wipe()
 	seed.reach = s.reach()
 	harden()
-	debug.SetMemoryLimit(memoryLimit)
-	debug.SetGCPercent(garbage)
+	defer tendGarbage()()
 	var up bulletin
 	log := a.logger(s.level)
 	reload, stop := reloads()

@@ -24,6 +24,7 @@ const (
 // fixtures is an MCP server with everything that the conformance suite calls by name, checked as the three tools are.
 func fixtures() *mcpserver.MCPServer {
 	s := mcpserver.NewMCPServer("keylease-conformance", "1.0.0", append(tools.Checks(),
+		mcpserver.WithOutputSchemaValidation(),
 		mcpserver.WithToolCapabilities(true),
 		mcpserver.WithResourceCapabilities(true, true),
 		mcpserver.WithPromptCapabilities(true),

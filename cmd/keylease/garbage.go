@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"runtime/debug"
+	"runtime/metrics"
+	"sync"
+	"time"
+)
+
+const (
+	// memoryLimit is where the daemon's garbage collector begins to work hard: a hundred thousand live leases need a
+	// quarter of it.
+	memoryLimit = 256 << 20
+
+	// lean is how much of what is alive may lie around as garbage, in percent, while little is asked for. Badger's buffers
+	// are 20 MB that are alive and mostly never touched; Go's default of 100 would allow as much garbage again, which is
+	// touched.
+	lean = 50
+
+	// ample is the same while much is asked for: collecting at lean takes a tenth of a busy daemon's computing.
+	ample = 200
+
+	much   = 32 << 20 // bytes allocated in a second: some 500 leases
+	little = 4 << 20
+	calm   = 10 // seconds of little after which what was garbage goes back to the system
+)
+
+// tendGarbage has the collector work as suits how busy the daemon is, until over is called.
+func tendGarbage() (over func()) {
+	debug.SetMemoryLimit(memoryLimit)
+	debug.SetGCPercent(lean)
+	ctx, cancel := context.WithCancel(context.Background())
+	var tending sync.WaitGroup
+	tending.Go(func() {
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for g := (garbage{last: allocated()}); ; g.tend(allocated()) {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	})
+	return func() { cancel(); tending.Wait() }
+}
+
+// garbage is what tendGarbage knows from one second to the next.
+type garbage struct {
+	last  uint64 // bytes allocated by then
+	busy  bool
+	quiet int // seconds, while busy
+}
+
+func (g *garbage) tend(now uint64) {
+	each := now - g.last
+	g.last = now
+	switch {
+	case each > much:
+		g.quiet = 0
+		if !g.busy {
+			g.busy = true
+			debug.SetGCPercent(ample)
+		}
+	case !g.busy:
+	case each > little:
+		g.quiet = 0
+	default:
+		if g.quiet++; g.quiet == calm {
+			*g = garbage{last: now}
+			debug.SetGCPercent(lean)
+			debug.FreeOSMemory()
+		}
+	}
+}
+
+func allocated() uint64 {
+	sample := [1]metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	metrics.Read(sample[:])
+	return sample[0].Value.Uint64()
+}
