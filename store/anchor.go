@@ -26,7 +26,8 @@ type anchor struct {
 	file *os.File
 	anchored
 	found marks // when it was opened: what the process before left
-	lost  error // when it was opened: why nothing can be known from it; only where that is accepted
+	anew  bool  // it was opened to begin an epoch, whatever it says
+	lost  error // then: why nothing can be known from it
 	dirty atomic.Bool
 }
 
@@ -83,7 +84,7 @@ func openAnchor(o Options, keys *keyring, anew bool) (*anchor, error) {
 			if err != nil {
 				return nil, fmt.Errorf("making the anchor: %w", err)
 			}
-			return &anchor{file: f, lost: missing}, syncFolder(o.AnchorDir)
+			return &anchor{file: f, anew: true, lost: missing}, syncFolder(o.AnchorDir)
 		case begun:
 			return nil, missing
 		case !o.Create:
@@ -97,7 +98,7 @@ func openAnchor(o Options, keys *keyring, anew bool) (*anchor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the anchor: %w", err)
 	}
-	a := &anchor{file: f}
+	a := &anchor{file: f, anew: anew}
 	err = a.reload(keys)
 	a.found = a.marks
 	switch {

@@ -101,11 +101,11 @@ func lookAround(o Options, a *anchor, safety safetyCopy) error {
 	if err := dropEmptyMemtables(safety.dir); err != nil {
 		return err
 	}
-	if err := checkFiles(safety.dir, a.seq > 0); err != nil {
+	if err := checkFiles(safety.dir, a.seq > 0 && !a.anew); err != nil {
 		return err
 	}
 	err = safety.make()
-	if err == nil && a.found&markOpen != 0 {
+	if err == nil && a.found&markOpen != 0 && !a.anew {
 		err = trial(o, a.anchored)
 	}
 	switch {

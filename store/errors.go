@@ -11,6 +11,7 @@ var (
 	ErrLocked      = errors.New("another process holds the store")
 	ErrWrongKey    = errors.New("the root key is not the one this store was made with")
 	ErrIntegrity   = errors.New("the store is not what was written")
+	ErrKeycheck    = errors.New("without its keycheck a store can't be opened: put it back from a backup") // is ErrIntegrity too
 	ErrUnavailable = errors.New("the store cannot record changes")
 	ErrFolder      = errors.New("the folder cannot be trusted")
 	ErrDestroyed   = errors.New("the version was destroyed")

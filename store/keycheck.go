@@ -68,15 +68,18 @@ func readKeycheck(dir string) (keycheck, error) {
 	data, err := readSmall(path, keycheckMax)
 	if errors.Is(err, fs.ErrNotExist) {
 		if left, _ := os.ReadDir(storeDir(dir)); len(left) > 0 {
-			return kc, fmt.Errorf("%w: %s is missing though %s is there: put it back from a backup", ErrIntegrity, path, storeDir(dir))
+			return kc, fmt.Errorf("%w: %s is missing though %s is there: %w", ErrIntegrity, path, storeDir(dir), ErrKeycheck)
 		}
 		return kc, fmt.Errorf("%w: %s", ErrNoStore, dir)
 	}
 	if err != nil {
+		if errors.Is(err, ErrIntegrity) {
+			err = errors.Join(err, ErrKeycheck)
+		}
 		return kc, fmt.Errorf("reading the key check: %w", err)
 	}
 	if err := json.Unmarshal(data, &kc); err != nil || !kc.sound() {
-		return kc, fmt.Errorf("%w: %s is damaged: put it back from a backup", ErrIntegrity, path)
+		return kc, fmt.Errorf("%w: %s is damaged: %w", ErrIntegrity, path, ErrKeycheck)
 	}
 	return kc, nil
 }
@@ -88,6 +91,12 @@ func (kc keycheck) sound() bool {
 func isHex(s string, n int) bool {
 	b, err := hex.DecodeString(s)
 	return err == nil && len(b) == n
+}
+
+// id is the store's, of a keycheck that is sound.
+func (kc keycheck) id() []byte {
+	id, _ := hex.DecodeString(kc.StoreID)
+	return id
 }
 
 func createKeycheck(o Options) (keycheck, error) {
@@ -131,7 +140,7 @@ func (kc keycheck) keys(rootKey []byte) (*keyring, error) {
 	salt, err2 := hex.DecodeString(kc.Salt)
 	sealed, err3 := hex.DecodeString(kc.Master)
 	if errors.Join(err1, err2, err3) != nil {
-		return nil, fmt.Errorf("%w: the key check is not hex", ErrIntegrity)
+		return nil, fmt.Errorf("%w: the key check is not hex: %w", ErrIntegrity, ErrKeycheck)
 	}
 	root, err := newRootKeys(rootKey, salt, kc.Generation)
 	if err != nil {
@@ -143,7 +152,7 @@ func (kc keycheck) keys(rootKey []byte) (*keyring, error) {
 	}
 	master, err := open(root.wrap, sealed, kc.masterAAD())
 	if err != nil {
-		return nil, fmt.Errorf("%w: the master key in %s: %w", ErrIntegrity, keycheckName, err)
+		return nil, fmt.Errorf("%w: the master key in %s: %w: %w", ErrIntegrity, keycheckName, err, ErrKeycheck)
 	}
 	keys, err := newKeyring(master, id, salt)
 	if err != nil {

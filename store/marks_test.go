@@ -14,16 +14,23 @@ func copied(t *testing.T, o Options) Options {
 	t.Helper()
 	dir := t.TempDir()
 	for _, part := range []*string{&o.Dir, &o.AnchorDir} {
-		to := filepath.Join(dir, filepath.Base(*part))
-		if err := os.CopyFS(to, os.DirFS(*part)); err != nil {
+		from := *part
+		*part = filepath.Join(dir, filepath.Base(from))
+		err := filepath.WalkDir(from, func(path string, d os.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			name, err := filepath.Rel(from, path)
+			if to := filepath.Join(*part, name); err == nil && d.IsDir() {
+				err = os.Mkdir(to, 0o700)
+			} else if err == nil {
+				_, err = copySparse(path, to)
+			}
+			return err
+		})
+		if err != nil {
 			t.Fatal(err)
 		}
-		for _, folder := range []string{to, filepath.Join(to, "store")} {
-			if err := os.Chmod(folder, 0o700); err != nil && !os.IsNotExist(err) {
-				t.Fatal(err)
-			}
-		}
-		*part = to
 	}
 	return o
 }

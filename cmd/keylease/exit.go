@@ -112,8 +112,12 @@ func classify(err error) (code int, hint string) {
 		return exitConflict, "one daemon per data folder: stop the other, or choose another folder with --data"
 	case errors.Is(err, store.ErrWrongKey):
 		return exitSealed, "nothing was changed: bring the key that this store was made with"
+	case errors.Is(err, store.ErrNothingLost):
+		return exitUsage, "start it without --accept-loss"
+	case errors.Is(err, store.ErrKeycheck):
+		return exitIntegrity, "nothing is lent until the file is put back"
 	case errors.Is(err, store.ErrIntegrity):
-		return exitIntegrity, "nothing is lent until the folder is restored from a backup"
+		return exitIntegrity, "nothing is lent until the folder is restored from a backup, or you go on with what is left: keylease serve --accept-loss, which ends all leases and revokes all tokens"
 	case errors.Is(err, store.ErrNoStore):
 		return exitNotFound, "keylease init makes one"
 	case errors.Is(err, store.ErrFolder):

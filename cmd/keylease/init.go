@@ -82,7 +82,7 @@ func (a *app) makeStore(s settings) (initialised, error) {
 	if err := os.MkdirAll(s.Data, 0o700); err != nil {
 		return initialised{}, fmt.Errorf("making the data folder: %w", err)
 	}
-	st, err := a.openStore(s, source, true, true, zerolog.Nop())
+	st, err := a.openStore(opening{settings: s, log: zerolog.Nop()}, source, true, true)
 	if err != nil {
 		return initialised{}, err
 	}

@@ -25,6 +25,7 @@ type serveFlags struct {
 	seed           string
 	noPolicy, auto bool
 	acceptClock    bool
+	acceptLoss     bool
 }
 
 func (a *app) serveCommand() *cobra.Command {
@@ -43,6 +44,7 @@ func (a *app) serveCommand() *cobra.Command {
 	c.Flags().StringVar(&a.flags.rootKey, "root-key-file", "", "file that holds the root key")
 	c.Flags().BoolVar(&f.noPolicy, "no-policy", false, "start without the policy that governed this store before; recorded")
 	c.Flags().BoolVar(&f.acceptClock, "accept-clock", false, "believe this system's clock though it is behind keylease's, which was ahead by mistake; ends all leases, recorded")
+	c.Flags().BoolVar(&f.acceptLoss, "accept-loss", false, "open what is left of a damaged store: all leases, approvals and tokens end; recorded")
 	c.Flags().BoolVar(&f.auto, "auto", false, "started by a relay or a command")
 	_ = c.Flags().MarkHidden("auto")
 	return c
@@ -58,6 +60,9 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	s, err := a.settings(!f.auto)
 	if err != nil {
 		return err
+	}
+	if f.auto && f.acceptLoss {
+		return usagef("keylease serve --accept-loss", "only a person accepts a loss")
 	}
 	if f.auto { // the socket is all that whoever starts it needs
 		s.HTTP = "off"
@@ -96,7 +101,7 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	}
 	return server.Serve(ctx, server.Options{
 		Open: func(ctx context.Context) (*lease.Broker, func() error, error) {
-			return a.open(ctx, opening{settings: s, dropPolicy: f.noPolicy, acceptClock: f.acceptClock, log: log,
+			return a.open(ctx, opening{settings: s, dropPolicy: f.noPolicy, acceptClock: f.acceptClock, acceptLoss: f.acceptLoss, log: log,
 				opened: func(ctx context.Context, b *lease.Broker, st *store.Store) error {
 					up = bulletin{broker: b, fingerprint: st.Fingerprint(), settings: s}
 					return a.seedOwn(ctx, b, seed, false)

@@ -99,6 +99,7 @@ func (a *app) tellMade(s settings) {
 type opening struct {
 	settings
 	dropPolicy, acceptClock bool
+	acceptLoss              bool
 	log                     zerolog.Logger
 	opened                  func(context.Context, *lease.Broker, *store.Store) error // before anybody is served
 }
@@ -132,7 +133,7 @@ func (a *app) open(ctx context.Context, o opening) (*lease.Broker, func() error,
 	if create && unpoliced != nil {
 		return nil, nil, unpoliced
 	}
-	st, err := a.openStore(o.settings, source, create, create && !o.explicitKey, o.log)
+	st, err := a.openStore(o, source, create, create && !o.explicitKey)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -166,7 +167,8 @@ func (a *app) open(ctx context.Context, o opening) (*lease.Broker, func() error,
 	}, nil
 }
 
-func (a *app) openStore(s settings, source string, create, generate bool, log zerolog.Logger) (*store.Store, error) {
+func (a *app) openStore(o opening, source string, create, generate bool) (*store.Store, error) {
+	s := o.settings
 	if err := errors.Join(makeFolder(s.paths.Config), makeFolder(s.anchor())); err != nil {
 		return nil, err
 	}
@@ -175,8 +177,32 @@ func (a *app) openStore(s settings, source string, create, generate bool, log ze
 		return nil, err
 	}
 	defer clear(key)
-	return store.Open(store.Options{Dir: s.Data, AnchorDir: s.anchor(), RootKey: key, KeySource: source,
-		Create: create, Log: log, Now: time.Now, Trial: tryOut})
+	options := store.Options{Dir: s.Data, AnchorDir: s.anchor(), RootKey: key, KeySource: source,
+		Create: create, Log: o.log, Now: time.Now, Trial: tryOut}
+	if o.acceptLoss && !create {
+		return a.openLosing(options)
+	}
+	return store.Open(options)
+}
+
+// openLosing opens what is left and says in clear words what that is.
+func (a *app) openLosing(o store.Options) (*store.Store, error) {
+	st, loss, err := store.OpenLosing(o)
+	if err != nil {
+		return nil, err
+	}
+	a.sayf("keylease: warning: the store was damaged: %s", terminal(loss.Reason))
+	switch {
+	case loss.Unknown:
+		a.sayf("keylease: warning: accepted: its %s are kept; how many are missing nobody can tell, for the anchor was lost", plural(int(loss.Held), "event"))
+	case loss.Missing() == 0:
+		a.sayf("keylease: warning: accepted: all of its %s are there", plural(int(loss.Held), "event"))
+	default:
+		a.sayf("keylease: warning: accepted: its first %s are kept and %s lost", plural(int(loss.Held), "event"), plural(int(loss.Missing()), "event"))
+	}
+	a.sayf("keylease: warning: all leases and approvals ended and all tokens are revoked: make new ones (keylease token create), and look with keylease ls for credentials that are gone or damaged")
+	a.sayf("keylease: warning: what was found lies in %s, secrets sealed as before; remove it once nobody needs it", terminal(loss.Aside))
+	return st, nil
 }
 
 func (a *app) logger(level zerolog.Level) zerolog.Logger {

@@ -40,6 +40,8 @@ func (ix *index) apply(e *store.Entry, rec any) error {
 		ix.frozen = nil
 	case store.EventClockSetBack:
 		ix.applyClockSetBack(e)
+	case store.EventLossAccepted:
+		ix.applyNewEpoch(e)
 	case store.EventPolicyLoaded:
 		ix.policy = policyMark{Hash: e.Details.Get("hash"), File: e.Details.Get("file")}
 	case store.EventLeaseCreated, store.EventLeaseRenewed, store.EventLeaseOrphaned, store.EventLeaseAdopted,
@@ -239,6 +241,7 @@ func (ix *index) loadRecords(s *store.Store) (damaged []error) {
 			damaged = append(damaged, fmt.Errorf("token %s: %w", id, err))
 			continue
 		}
+		t.rec.Revoked = t.rec.Revoked || t.ref.Seq <= ix.tokensFrom
 		ix.addTexts(t)
 	}
 	return damaged
