@@ -30,6 +30,19 @@ func onDisk(info fs.FileInfo) uint64 {
 	return uint64(info.Size())
 }
 
+// folderID tells a folder from one that took its place.
+func folderID(dir string) string {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return ""
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return ""
+	}
+	return fmt.Sprint(st.Ino)
+}
+
 // nextData is where, from at on, there is something in f; far beyond its end if nowhere.
 func nextData(f *os.File, at int64) int64 {
 	next, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)

@@ -269,6 +269,24 @@ func TestAnOpeningThatDiedIsUndone(t *testing.T) {
 		t.Errorf("%d files were there, %d are left", len(found), len(left))
 	}
 
+	if err := c.make(); err != nil { // somebody put another folder in its place since
+		t.Fatal(err)
+	}
+	aside := c.dir + ".aside"
+	if err := errors.Join(os.Rename(c.dir, aside), os.Rename(storeDir(copied(t, lived(t, true)).Dir), c.dir)); err != nil {
+		t.Fatal(err)
+	}
+	theirs := content(t, o)
+	if err := asItWas(c, o.Log); err != nil {
+		t.Fatal(err)
+	}
+	if len(theirs) != len(content(t, o)) || theirs[newest(t, o, "MANIFEST")] != content(t, o)[newest(t, o, "MANIFEST")] {
+		t.Error("another folder was overwritten")
+	}
+	if err := errors.Join(os.RemoveAll(c.dir), os.Rename(aside, c.dir)); err != nil {
+		t.Fatal(err)
+	}
+
 	if err := c.make(); err != nil { // a power cut: the copy was not whole
 		t.Fatal(err)
 	}

@@ -33,7 +33,10 @@ func safetyOf(dir string) safetyCopy {
 	return safetyCopy{dir: storeDir(dir), safe: filepath.Join(dir, "store.safe"), part: filepath.Join(dir, "store.part")}
 }
 
-const sumsName = "Sums"
+const (
+	sumsName = "Sums"
+	ofFolder = "of" // the line of Sums that says which folder was copied
+)
 
 var errNoRoom = errors.New("too little room on the disk")
 
@@ -61,14 +64,14 @@ func (c safetyCopy) drop() error {
 
 // putBack makes the folder what the copy says, if there is one and it is whole. It may be cut short and begun again.
 func (c safetyCopy) putBack(log zerolog.Logger) error {
-	names, err := checkSums(c.safe)
+	names, err := checkSums(c.safe, c.dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, gone := os.Lstat(c.safe); gone != nil {
 			return nil
 		}
 	}
 	if err != nil {
-		log.Warn().Err(err).Msg("a safety copy of the database is not whole and is not used")
+		log.Warn().Err(err).Msg("a start before this one left a safety copy of the database that is not used")
 		return c.drop()
 	}
 	left, err := os.ReadDir(c.dir)
@@ -128,6 +131,7 @@ func copyStore(from, to string) error {
 		return err
 	}
 	var sums strings.Builder
+	fmt.Fprintf(&sums, "%s %s\n", ofFolder, folderID(from))
 	for _, e := range left {
 		if e.Name() == lockName {
 			continue
@@ -233,8 +237,9 @@ func sumSparse(r *os.File, size int64, w io.WriterAt) (sum uint32, err error) {
 
 var crcTable = crc32.MakeTable(crc32.Castagnoli)
 
-// checkSums returns the names of the files in a copy that is whole.
-func checkSums(dir string) (map[string]bool, error) {
+// checkSums returns the names of the files in a copy that is whole, and of this folder: not of one in whose place
+// somebody has put another since.
+func checkSums(dir, folder string) (map[string]bool, error) {
 	f, err := openPlain(filepath.Join(dir, sumsName), os.O_RDONLY)
 	if err != nil {
 		return nil, err
@@ -244,8 +249,14 @@ func checkSums(dir string) (map[string]bool, error) {
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
 		want, name, ok := strings.Cut(lines.Text(), " ")
-		if !ok || name != filepath.Base(name) {
+		if !ok || name != "" && name != filepath.Base(name) {
 			return nil, errors.New("its sums can't be read")
+		}
+		if want == ofFolder {
+			if name != folderID(folder) {
+				return nil, errors.New("it is of another folder")
+			}
+			continue
 		}
 		if err := checkSum(filepath.Join(dir, name), want); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)

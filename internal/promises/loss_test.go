@@ -27,9 +27,8 @@ func killedWith(t *testing.T) (w *world, token string, lease string) {
 	for range 12 {
 		lease = lend(t, a, "db", "ttl", "30m")
 	}
+	a.leave() // or it would start another
 	s.kill()
-	a.leave()
-	w.stopDaemon() // the relay had started another
 	return w, token, lease
 }
 
@@ -54,9 +53,8 @@ func TestG8LossIsRefusedThenAccepted(t *testing.T) {
 	s := w.serve()
 	a := w.agent("alice")
 	lost := lend(t, a, "other")
-	s.kill()
 	a.leave()
-	w.stopDaemon()
+	s.kill()
 	w.must(os.RemoveAll(filepath.Join(w.data(), "store")))
 	putBack(w, whole, w.data())
 	found := tree(w, w.data(), w.config())
