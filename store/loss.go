@@ -62,8 +62,8 @@ func (l Loss) entry() Entry {
 	if l.Unknown {
 		missing = "unknown"
 	}
-	return Entry{Event: EventLossAccepted, Details: map[string]string{"held": strconv.FormatUint(l.Held, 10),
-		"missing": missing, "reason": l.Reason, "aside": filepath.Base(l.Aside)}}
+	return Entry{Event: EventLossAccepted, Details: DetailsOf("held", strconv.FormatUint(l.Held, 10),
+		"missing", missing, "reason", l.Reason, "aside", filepath.Base(l.Aside))}
 }
 
 // whatIsLost opens the store as Open does, and reads all of it.

@@ -143,7 +143,7 @@ func openChecked(o Options, anew bool, check func(*Store) error) (*Store, error)
 		return nil, errors.Join(err, a.close())
 	}
 	if err := lockFile(a.file); err != nil { // two copies of one folder would write to one anchor
-		return nil, errors.Join(fmt.Errorf("%w: the anchor of this store, %s, is that of a daemon on another data folder", err, a.file.Name()), db.Close(), a.close())
+		return nil, errors.Join(fmt.Errorf("%w: the anchor of this store, %s, is that of a daemon on another data folder", err, a.file.Name()), db.Close(), asItWas(safety, o.Log), a.close())
 	}
 	s := &Store{keys: keys, db: db, log: o.Log, now: o.Now, dir: o.Dir, anchor: a, wal: wal{dir: storeDir(o.Dir)}, stop: make(chan struct{})}
 	s.wake, s.idle = sync.NewCond(&s.mu), sync.NewCond(&s.mu)
