@@ -112,6 +112,8 @@ func classify(err error) (code int, hint string) {
 		return exitConflict, "one daemon per data folder: stop the other, or choose another folder with --data"
 	case errors.Is(err, store.ErrWrongKey):
 		return exitSealed, "nothing was changed: bring the key that this store was made with"
+	case errors.Is(err, store.ErrBackup):
+		return exitIntegrity, ""
 	case errors.Is(err, store.ErrIntegrity):
 		return exitIntegrity, "nothing is lent until the folder is restored from a backup"
 	case errors.Is(err, store.ErrNoStore):

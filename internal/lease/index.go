@@ -31,6 +31,7 @@ type index struct {
 	destroy  map[store.ValueRef]string // versions whose key can go, and the credential's name
 	policy   policyMark                // the policy that governs
 	frozen   *Frozen                   // nil: keylease lends
+	tokensTo uint64                    // tokens whose record is older than this Entry are disabled: see applyEpoch
 	secrets  map[[32]byte]tokenText    // by the keyed hash of the token's text
 	asked    map[string]*approval      // by id: the open ones and, for a while, how the others ended
 	denials  map[string]denials        // by rate key
@@ -93,6 +94,7 @@ const (
 	stateDestroyed = "destroyed"
 	stateRevoked   = "revoked"
 	stateExpired   = "expired"
+	stateDisabled  = "disabled"
 	stateDamaged   = "damaged"
 )
 
@@ -154,6 +156,7 @@ type token struct {
 	rec      tokenRecord
 	ref      store.RecordRef
 	damaged  bool
+	disabled bool      // the store was restored, or a loss accepted, since its record was written
 	grants   int       // lease.created Entries that name it
 	lastUsed time.Time // see TokenInfo
 }

@@ -24,6 +24,7 @@ type snapshot struct {
 	Removed     []string           `json:"removed"`
 	Destroy     []destroyMark      `json:"destroy"`
 	Policy      policyMark         `json:"policy"`
+	TokensTo    uint64             `json:"tokens_to,omitempty"`
 	Cut         []cutMark          `json:"cut,omitempty"`
 	Frozen      *Frozen            `json:"frozen,omitempty"`
 	Approvals   []*approval        `json:"approvals,omitempty"`
@@ -78,7 +79,7 @@ type destroyMark struct {
 
 func (ix *index) snapshot() ([]byte, error) {
 	s := snapshot{Seq: ix.seq, Newest: ix.newest, Policy: ix.policy, Ended: ix.ended.all(), Removed: slices.Sorted(maps.Keys(ix.removed)), Frozen: ix.frozen,
-		Approvals: slices.Collect(maps.Values(ix.asked)), Denials: ix.denials}
+		TokensTo: ix.tokensTo, Approvals: slices.Collect(maps.Values(ix.asked)), Denials: ix.denials}
 	for _, c := range ix.creds {
 		s.Credentials = append(s.Credentials, credentialMark{c.rec.ID, c.rec.Name, c.ref, c.values})
 	}
@@ -108,6 +109,7 @@ func (ix *index) restore(data []byte) error {
 		return fmt.Errorf("reading the snapshot: %w", err)
 	}
 	ix.seq, ix.newest, ix.policy, ix.frozen = s.Seq, s.Newest, s.Policy, s.Frozen
+	ix.tokensTo = s.TokensTo
 	for _, m := range s.Credentials {
 		if ix.byID[m.ID] != nil || ix.creds[m.Name] != nil {
 			return fmt.Errorf("the snapshot has credential %s twice", m.ID)
