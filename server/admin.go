@@ -71,10 +71,12 @@ func newAdminHandler(o adminOptions) http.Handler {
 		"POST /v1/thaw":                      a.thaw,
 		"POST /v1/policy/explain":            a.explain,
 		"POST /v1/audit/verify":              a.verify,
+		"POST /v1/rotate-key":                a.rotateKey,
 	} {
 		mux.Handle(pattern, a.handle(do))
 	}
 	mux.HandleFunc("GET /v1/audit", a.audit)
+	mux.HandleFunc("POST /v1/backup", a.backup)
 	root := http.NewServeMux()
 	root.HandleFunc("POST /v1/handover", a.handover)
 	root.Handle("/", a.notFromAgents(mux))

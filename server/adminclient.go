@@ -210,6 +210,14 @@ func (c *AdminClient) call(ctx context.Context, method, path string, in, out any
 
 // do sends one request and returns the body of a 2xx answer.
 func (c *AdminClient) do(ctx context.Context, method, path string, in any) (io.ReadCloser, error) {
+	resp, err := c.answer(ctx, method, path, in)
+	if err != nil {
+		return nil, err
+	}
+	return resp.Body, nil
+}
+
+func (c *AdminClient) answer(ctx context.Context, method, path string, in any) (*http.Response, error) {
 	var data []byte
 	if in != nil {
 		var err error
@@ -226,7 +234,7 @@ func (c *AdminClient) do(ctx context.Context, method, path string, in any) (io.R
 		return nil, plain(err)
 	}
 	if resp.StatusCode/100 == 2 {
-		return resp.Body, nil
+		return resp, nil
 	}
 	defer resp.Body.Close()
 	answer, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -34,12 +35,25 @@ func backup(t testing.TB, s *Store) ([]byte, Backup) {
 
 func unpack(t testing.TB, file []byte, o Options) *Restoration {
 	t.Helper()
-	r, err := Unpack(t.Context(), bytes.NewReader(file), o)
+	r, err := Unpack(t.Context(), bytes.NewReader(file), o, keyOf(o))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.Discard() })
 	return r
+}
+
+// keyOf finds the key that o says.
+func keyOf(o Options) KeyFinder {
+	return func(string) ([]byte, string, error) { return bytes.Clone(o.RootKey), o.KeySource, nil }
+}
+
+func openTestBackup(in io.Reader) (*backupReader, error) {
+	r, err := readBackup(in)
+	if err == nil {
+		err = r.unlock(testKey)
+	}
+	return r, err
 }
 
 func restored() Entry { return Entry{Event: EventStoreRestored} }
@@ -103,11 +117,11 @@ func TestARestoreSaysHowManyEventsAreMissing(t *testing.T) {
 	}
 	other := o
 	other.Dir += ".other"
-	if _, err := Unpack(t.Context(), bytes.NewReader(file), other); !errors.Is(err, ErrLocked) {
+	if _, err := Unpack(t.Context(), bytes.NewReader(file), other, keyOf(other)); !errors.Is(err, ErrLocked) {
 		t.Fatalf("beside a daemon that works with this anchor: %v", err)
 	}
 	mustClose(t, s)
-	if _, err := Unpack(t.Context(), bytes.NewReader(file), o); !errors.Is(err, ErrOccupied) {
+	if _, err := Unpack(t.Context(), bytes.NewReader(file), o, keyOf(o)); !errors.Is(err, ErrOccupied) {
 		t.Fatalf("over a store that is there: %v", err)
 	}
 	if err := os.Rename(o.Dir, o.Dir+".lost"); err != nil {
@@ -149,7 +163,7 @@ func TestAChangedOrCutBackupIsNamed(t *testing.T) {
 	file, _ := backup(t, s)
 	o := elsewhere(t)
 	read := func(b []byte) error {
-		r, err := openBackup(bytes.NewReader(b), testKey)
+		r, err := openTestBackup(bytes.NewReader(b))
 		if err == nil {
 			err = r.items(func(_, _ []byte) error { return nil })
 		}
@@ -174,14 +188,14 @@ func TestAChangedOrCutBackupIsNamed(t *testing.T) {
 		}
 	}
 	for what, b := range map[string][]byte{"half": file[:len(file)/2], "one more byte": append(bytes.Clone(file), 0), "twice": append(bytes.Clone(file), file...)} {
-		_, err := Unpack(t.Context(), bytes.NewReader(b), o)
+		_, err := Unpack(t.Context(), bytes.NewReader(b), o, keyOf(o))
 		if !errors.Is(err, ErrBackup) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
 	other := o
 	other.RootKey = bytes.Repeat([]byte{8}, 32)
-	if _, err := Unpack(t.Context(), bytes.NewReader(file), other); !errors.Is(err, ErrWrongKey) {
+	if _, err := Unpack(t.Context(), bytes.NewReader(file), other, keyOf(other)); !errors.Is(err, ErrWrongKey) {
 		t.Errorf("another root key: %v", err)
 	}
 	if left, err := os.ReadDir(filepath.Dir(o.Dir)); err != nil || len(left) > 0 {
@@ -212,7 +226,7 @@ func TestFramesOfABackupCannotBeMoved(t *testing.T) {
 		"everything, no end":   a[:len(a)-1],
 		"an end and then more": append(append([][]byte{}, a...), a[1]),
 	} {
-		r, err := openBackup(bytes.NewReader(bytes.Join(parts, nil)), testKey)
+		r, err := openTestBackup(bytes.NewReader(bytes.Join(parts, nil)))
 		if err == nil {
 			err = r.items(func(_, _ []byte) error { return nil })
 		}
@@ -291,7 +305,7 @@ func TestACancelledBackupIsNone(t *testing.T) {
 	if _, err := s.Backup(ctx, &out); err == nil {
 		t.Error("no error")
 	}
-	if _, err := Unpack(t.Context(), &out, elsewhere(t)); !errors.Is(err, ErrBackup) {
+	if _, err := Unpack(t.Context(), &out, elsewhere(t), keyOf(elsewhere(t))); !errors.Is(err, ErrBackup) {
 		t.Errorf("%v", err)
 	}
 }

@@ -53,17 +53,28 @@ func (r *Restoration) Missing() uint64 {
 	return r.Known.Seq - r.HeadSeq
 }
 
+// KeyFinder returns the root key of a store whose key came from source, and where it comes from here, which is
+// recorded. The key is wiped by whoever asked.
+type KeyFinder func(source string) (key []byte, from string, err error)
+
 // Unpack reads a backup to its end, verifies every frame and the whole trail, and opens the store that it holds in a
-// folder beside o.Dir, which must not exist or be empty. Errors: ErrOccupied, ErrWrongKey, ErrBackup (it was changed or
+// folder beside o.Dir, which must not exist or be empty. o's root key and its source are asked of find. Errors: ErrOccupied, ErrWrongKey, ErrBackup (it was changed or
 // cut), ErrIntegrity (what was backed up was damaged then), ErrLocked (a daemon works with this store's anchor).
 // After an error nothing is left.
-func Unpack(ctx context.Context, in io.Reader, o Options) (_ *Restoration, err error) {
+func Unpack(ctx context.Context, in io.Reader, o Options, find KeyFinder) (_ *Restoration, err error) {
 	privateFiles()
 	if err := vacant(o.Dir); err != nil {
 		return nil, err
 	}
-	b, err := openBackup(in, o.RootKey)
+	b, err := readBackup(in)
 	if err != nil {
+		return nil, err
+	}
+	if o.RootKey, o.KeySource, err = find(b.header.Keycheck.KeySource); err != nil {
+		return nil, err
+	}
+	if err := b.unlock(o.RootKey); err != nil {
+		clear(o.RootKey)
 		return nil, err
 	}
 	r := &Restoration{to: o, keys: b.keys}
@@ -175,7 +186,10 @@ func (r *Restoration) fill(ctx context.Context, b *backupReader) (err error) {
 	if err = errors.Join(err, (&Store{db: db}).closeDB()); err != nil {
 		return fmt.Errorf("filling the store: %w", err)
 	}
-	kc, err := b.header.Keycheck.encode()
+	moved := b.header.Keycheck
+	moved.KeySource = r.to.KeySource
+	moved.seal(b.keys.keks.Load().now, b.keys.master)
+	kc, err := moved.encode()
 	if err != nil {
 		return err
 	}
@@ -274,6 +288,7 @@ func (r *Restoration) Discard() error {
 	if r.Store != nil {
 		err, r.Store = r.Store.Close(), nil
 	}
+	clear(r.to.RootKey)
 	if r.scratch != "" {
 		err = errors.Join(err, os.RemoveAll(r.scratch))
 	}

@@ -43,8 +43,8 @@ func (r *backupReader) full(b []byte) error {
 	return nil
 }
 
-// openBackup reads the header and derives the keys. ErrWrongKey: root is not that of the store that was backed up.
-func openBackup(in io.Reader, root []byte) (*backupReader, error) {
+// readBackup reads the header.
+func readBackup(in io.Reader) (*backupReader, error) {
 	r := &backupReader{in: in}
 	start := make([]byte, len(backupMagic)+4)
 	if err := r.full(start); err != nil {
@@ -73,16 +73,21 @@ func openBackup(in io.Reader, root []byte) (*backupReader, error) {
 	if h.Format != backupFormat {
 		return nil, r.damaged("it is of format %d, and this version of keylease reads %d", h.Format, backupFormat)
 	}
+	return r, nil
+}
+
+// unlock derives the keys. ErrWrongKey: root is not that of the store when it was backed up.
+func (r *backupReader) unlock(root []byte) error {
 	var err error
-	if r.keys, err = h.Keycheck.keys(root); err != nil {
-		return nil, fmt.Errorf("opening the backup: %w", err)
+	if r.keys, err = r.header.Keycheck.keys(root); err != nil {
+		return fmt.Errorf("opening the backup: %w", err)
 	}
-	salt, err := hex.DecodeString(h.Salt)
+	salt, err := hex.DecodeString(r.header.Salt)
 	if err != nil {
-		return nil, r.damaged("its header does not say what it should")
+		return r.damaged("its header does not say what it should")
 	}
 	r.aead, err = r.keys.backupAEAD(salt)
-	return r, err
+	return err
 }
 
 // items passes every key and value to fn, in order; both hold until fn returns. It returns nil only if the backup is

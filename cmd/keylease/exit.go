@@ -116,6 +116,8 @@ func classify(err error) (code int, hint string) {
 		return exitUsage, "start it without --accept-loss"
 	case errors.Is(err, store.ErrKeycheck):
 		return exitIntegrity, "nothing is lent until the file is put back"
+	case errors.Is(err, store.ErrBackup):
+		return exitIntegrity, ""
 	case errors.Is(err, store.ErrIntegrity):
 		return exitIntegrity, "nothing is lent until the folder is restored from a backup, or you go on with what is left: keylease serve --accept-loss, which ends all leases and revokes all tokens"
 	case errors.Is(err, store.ErrNoStore):

@@ -66,6 +66,7 @@ func (a *app) command() *cobra.Command {
 		a.execCommand(), a.runCommand(),
 		a.leasesCommand(), a.releaseCommand(), a.revokeLeasesCommand(), a.freezeCommand(), a.thawCommand(),
 		a.approvalsCommand(), a.approveCommand(), a.denyCommand(), a.tokenCommand(), a.policyCommand(), a.auditCommand(),
+		a.backupCommand(), a.restoreCommand(), a.rotateKeyCommand(),
 		a.helperCommand(), a.demoCommand(), a.trialCommand(), a.versionCommand())
 	return root
 }

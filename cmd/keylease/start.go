@@ -133,6 +133,13 @@ func (a *app) open(ctx context.Context, o opening) (*lease.Broker, func() error,
 	if create && unpoliced != nil {
 		return nil, nil, unpoliced
 	}
+	var made func() (lease.NewKey, error)
+	if path, ok := keyPath(source, o.settings); ok {
+		made = newKey(path)
+		if err := settleKey(o.Data, path); err != nil && !create {
+			return nil, nil, err
+		}
+	}
 	st, err := a.openStore(o, source, create, create && !o.explicitKey)
 	if err != nil {
 		return nil, nil, err
@@ -142,8 +149,8 @@ func (a *app) open(ctx context.Context, o opening) (*lease.Broker, func() error,
 	}
 	b, err := lease.Open(ctx, lease.Config{Store: st, PolicyFile: policyFile(o.PolicyFile), DropPolicy: o.dropPolicy,
 		Log: o.log, Now: time.Now, Up: boottime.Up, Boot: boottime.Boot(), AcceptClock: o.acceptClock, Grace: o.grace, KeySource: source, Version: version(),
-		DenyDeclared: o.Identities.Declared == deny,
-		Asked:        server.NewNotifier(ctx, o.Approvals.Notify, o.home, o.log).Notify})
+		NewKey: made, DenyDeclared: o.Identities.Declared == deny,
+		Asked: server.NewNotifier(ctx, o.Approvals.Notify, o.home, o.log).Notify})
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, gone := os.Lstat(o.PolicyFile); gone != nil {
 			err = fail(exitError, "put it back, or start once without one: keylease serve --no-policy"+o.serveReach(), "the policy that governed this store is gone: there is no %s", o.PolicyFile)

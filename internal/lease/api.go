@@ -201,7 +201,7 @@ type TokenInfo struct {
 	ID        string        `json:"id"`
 	Type      identity.Type `json:"type"`
 	Identity  string        `json:"identity"`
-	State     string        `json:"state"` // active, expired, revoked
+	State     string        `json:"state"` // active, expired, revoked, disabled (by a restore: RotateToken gives it a new text)
 	CreatedAt time.Time     `json:"created_at"`
 	ExpiresAt *time.Time    `json:"expires_at"`
 	// When it last proved its identity, an open stream's too; nil: never. Not written down for itself: after a daemon

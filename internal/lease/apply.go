@@ -40,8 +40,8 @@ func (ix *index) apply(e *store.Entry, rec any) error {
 		ix.frozen = nil
 	case store.EventClockSetBack:
 		ix.applyClockSetBack(e)
-	case store.EventLossAccepted:
-		ix.applyNewEpoch(e)
+	case store.EventStoreRestored, store.EventLossAccepted:
+		ix.applyEpoch(e)
 	case store.EventPolicyLoaded:
 		ix.policy = policyMark{Hash: e.Details.Get("hash"), File: e.Details.Get("file")}
 	case store.EventLeaseCreated, store.EventLeaseRenewed, store.EventLeaseOrphaned, store.EventLeaseAdopted,
@@ -103,7 +103,7 @@ func (ix *index) applyToken(e *store.Entry, rec any) {
 	if r, ok := rec.(tokenRecord); ok {
 		delete(ix.secrets, t.rec.Hash)
 		delete(ix.secrets, t.rec.Previous)
-		t.rec = r
+		t.rec, t.disabled = r, false
 		ix.addTexts(t)
 	}
 	for _, ref := range e.Records {
@@ -236,12 +236,12 @@ func (ix *index) loadRecords(s *store.Store) (damaged []error) {
 		}
 	}
 	for id, t := range ix.tokens {
+		t.disabled = t.ref.Seq < ix.tokensTo
 		if err := loadRecord(s, t.ref, id, &t.rec); err != nil {
 			t.damaged = true
 			damaged = append(damaged, fmt.Errorf("token %s: %w", id, err))
 			continue
 		}
-		t.rec.Revoked = t.rec.Revoked || t.ref.Seq <= ix.tokensFrom
 		ix.addTexts(t)
 	}
 	return damaged

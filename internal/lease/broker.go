@@ -43,6 +43,9 @@ type Config struct {
 
 	Asked func(ApprovalInfo) // told of each new question, once it is on disk; must not block. nil: nobody is
 
+	// NewKey makes a root key and keeps it, on disk, beside the one in force. nil: that one does not come from a file.
+	NewKey func() (NewKey, error)
+
 	DenyDeclared bool // callers whose name nothing proves are refused every verb
 }
 
@@ -106,6 +109,14 @@ func Open(ctx context.Context, c Config) (*Broker, error) {
 	if err := b.orphanAll(); err != nil {
 		return nil, err
 	}
+	if b.store.Rotated() {
+		if err := b.recordRotation(store.Entry{Event: store.EventKeyRotated}, "the process ended before this was recorded"); err != nil {
+			return nil, err
+		}
+		if err := b.store.FinishRotation(); err != nil {
+			b.cfg.Log.Error().Err(err).Msg("what the root key before this one opens is still in the files; the next start tries again")
+		}
+	}
 	return b, ctx.Err()
 }
 
@@ -113,6 +124,19 @@ func (b *Broker) now() time.Time { return b.clock.now() }
 
 // load rebuilds the index from the store. Caller holds mu.
 func (b *Broker) load() error {
+	ix, err := b.read()
+	if err != nil {
+		return err
+	}
+	for _, err := range ix.loadRecords(b.store) {
+		b.cfg.Log.Error().Err(err).Msg("a record is damaged and refused; all others are served")
+	}
+	b.ix = ix
+	return nil
+}
+
+// read is what the trail tells, without the records.
+func (b *Broker) read() (*index, error) {
 	ix := newIndex()
 	err := b.store.Load(
 		func(snapshot []byte, _ uint64) error {
@@ -123,13 +147,9 @@ func (b *Broker) load() error {
 		},
 		func(e *store.Entry) error { return ix.replay(e) })
 	if err != nil {
-		return fmt.Errorf("rebuilding the leases from the trail: %w", err)
+		return nil, fmt.Errorf("rebuilding the leases from the trail: %w", err)
 	}
-	for _, err := range ix.loadRecords(b.store) {
-		b.cfg.Log.Error().Err(err).Msg("a record is damaged and refused; all others are served")
-	}
-	b.ix = ix
-	return nil
+	return ix, nil
 }
 
 // replay applies an Entry that is on disk.

@@ -16,28 +16,28 @@ import (
 // with an Entry that is being written or was read back, so that a rebuilt index can't differ from a live one.
 // The Broker's mutex guards all of it.
 type index struct {
-	creds      map[string]*credential // by name
-	byID       map[string]*credential
-	names      []string // sorted; what list_credentials pages over
-	leases     map[string]*lease
-	handles    map[[32]byte]*lease // by the keyed hash of the handle
-	due        deadlines
-	holders    map[identity.Holder]*holding // what each identity holds since its last cutoff
-	cut        []*holding                   // what cutoffs ended, as long as a terminal Entry is missing
-	owners     map[identity.Principal]map[*lease]struct{}
-	ended      endedRing
-	tokens     map[string]*token
-	removed    map[string]bool           // names that were removed: a seed file does not bring them back
-	destroy    map[store.ValueRef]string // versions whose key can go, and the credential's name
-	policy     policyMark                // the policy that governs
-	frozen     *Frozen                   // nil: keylease lends
-	secrets    map[[32]byte]tokenText    // by the keyed hash of the token's text
-	asked      map[string]*approval      // by id: the open ones and, for a while, how the others ended
-	denials    map[string]denials        // by rate key
-	answered   []*approval               // those of asked that are over, the first first
-	seq        uint64                    // of the newest Entry read back from the trail
-	tokensFrom uint64                    // tokens whose record is no newer than this event are revoked: see applyNewEpoch
-	newest     time.Time                 // of any Entry read back from the trail
+	creds    map[string]*credential // by name
+	byID     map[string]*credential
+	names    []string // sorted; what list_credentials pages over
+	leases   map[string]*lease
+	handles  map[[32]byte]*lease // by the keyed hash of the handle
+	due      deadlines
+	holders  map[identity.Holder]*holding // what each identity holds since its last cutoff
+	cut      []*holding                   // what cutoffs ended, as long as a terminal Entry is missing
+	owners   map[identity.Principal]map[*lease]struct{}
+	ended    endedRing
+	tokens   map[string]*token
+	removed  map[string]bool           // names that were removed: a seed file does not bring them back
+	destroy  map[store.ValueRef]string // versions whose key can go, and the credential's name
+	policy   policyMark                // the policy that governs
+	frozen   *Frozen                   // nil: keylease lends
+	tokensTo uint64                    // tokens whose record is older than this Entry are disabled: see applyEpoch
+	secrets  map[[32]byte]tokenText    // by the keyed hash of the token's text
+	asked    map[string]*approval      // by id: the open ones and, for a while, how the others ended
+	denials  map[string]denials        // by rate key
+	answered []*approval               // those of asked that are over, the first first
+	seq      uint64                    // of the newest Entry read back from the trail
+	newest   time.Time                 // of any Entry read back from the trail
 }
 
 type policyMark struct {
@@ -94,6 +94,7 @@ const (
 	stateDestroyed = "destroyed"
 	stateRevoked   = "revoked"
 	stateExpired   = "expired"
+	stateDisabled  = "disabled"
 	stateDamaged   = "damaged"
 )
 
@@ -155,6 +156,7 @@ type token struct {
 	rec      tokenRecord
 	ref      store.RecordRef
 	damaged  bool
+	disabled bool      // the store was restored, or a loss accepted, since its record was written
 	grants   int       // lease.created Entries that name it
 	lastUsed time.Time // see TokenInfo
 }

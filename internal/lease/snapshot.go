@@ -24,11 +24,11 @@ type snapshot struct {
 	Removed     []string           `json:"removed"`
 	Destroy     []destroyMark      `json:"destroy"`
 	Policy      policyMark         `json:"policy"`
+	TokensTo    uint64             `json:"tokens_to,omitempty"`
 	Cut         []cutMark          `json:"cut,omitempty"`
 	Frozen      *Frozen            `json:"frozen,omitempty"`
 	Approvals   []*approval        `json:"approvals,omitempty"`
 	Denials     map[string]denials `json:"denials,omitempty"` // by rate key
-	TokensFrom  uint64             `json:"tokens_from,omitempty"`
 }
 
 type credentialMark struct {
@@ -79,7 +79,7 @@ type destroyMark struct {
 
 func (ix *index) snapshot() ([]byte, error) {
 	s := snapshot{Seq: ix.seq, Newest: ix.newest, Policy: ix.policy, Ended: ix.ended.all(), Removed: slices.Sorted(maps.Keys(ix.removed)), Frozen: ix.frozen,
-		Approvals: slices.Collect(maps.Values(ix.asked)), Denials: ix.denials, TokensFrom: ix.tokensFrom}
+		TokensTo: ix.tokensTo, Approvals: slices.Collect(maps.Values(ix.asked)), Denials: ix.denials}
 	for _, c := range ix.creds {
 		s.Credentials = append(s.Credentials, credentialMark{c.rec.ID, c.rec.Name, c.ref, c.values})
 	}
@@ -108,7 +108,8 @@ func (ix *index) restore(data []byte) error {
 	if err := json.Unmarshal(data, &s); err != nil {
 		return fmt.Errorf("reading the snapshot: %w", err)
 	}
-	ix.seq, ix.newest, ix.policy, ix.frozen, ix.tokensFrom = s.Seq, s.Newest, s.Policy, s.Frozen, s.TokensFrom
+	ix.seq, ix.newest, ix.policy, ix.frozen = s.Seq, s.Newest, s.Policy, s.Frozen
+	ix.tokensTo = s.TokensTo
 	for _, m := range s.Credentials {
 		if ix.byID[m.ID] != nil || ix.creds[m.Name] != nil {
 			return fmt.Errorf("the snapshot has credential %s twice", m.ID)

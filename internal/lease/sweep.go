@@ -2,8 +2,6 @@ package lease
 
 import (
 	"context"
-	"maps"
-	"slices"
 	"time"
 
 	"keylease/internal/identity"
@@ -118,53 +116,87 @@ func (b *Broker) expireDue(now time.Time) error {
 	return nil
 }
 
-// destroyUnused destroys the keys of versions that were rotated out or removed and that no lease uses any more. If
-// we crash after the keys went and before the Entry, the next run finds the same work, does it again, and writes it.
+// maxDestroy is how many versions are destroyed before others are let in.
+const maxDestroy = 256
+
+// destroyUnused destroys the keys of versions that were rotated out or removed and that no lease uses any more: at most
+// maxDestroy, the next sweep goes on. If we crash after the keys went and before the Entries, the next run finds the
+// same work, does it again, and writes them. Nobody waits for mu meanwhile; writers wait for the store.
 func (b *Broker) destroyUnused(now time.Time) error {
+	refs, err := b.toDestroy(now)
+	if err != nil || len(refs) == 0 {
+		return err
+	}
+	if err := b.store.Destroy(refs); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.ready(); err != nil {
+		return err
+	}
+	return b.recordDestroyed(refs, now)
+}
+
+// toDestroy returns what can be destroyed now: what made it unused is on disk, and nothing makes it used again.
+func (b *Broker) toDestroy(now time.Time) ([]store.ValueRef, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.ix.destroy) == 0 {
 		b.destroySince = time.Time{}
-		return nil
+		return nil, nil
 	}
 	if b.destroySince.IsZero() {
 		b.destroySince = now
 	}
 	if now.Sub(b.lastCall) < quiet && now.Sub(b.destroySince) < patience {
-		return nil
+		return nil, nil
 	}
 	if err := b.ready(); err != nil {
-		return err
+		return nil, err
 	}
-	if err := b.barrier(); err != nil { // what made these versions unused is on disk before their keys go
-		return err
-	}
-	refs := slices.Collect(maps.Keys(b.ix.destroy))
-	if err := b.store.Destroy(refs); err != nil {
-		return err
-	}
-	for _, ref := range refs {
-		if err := b.recordDestroyed(ref, now); err != nil {
-			return err
+	refs := make([]store.ValueRef, 0, min(len(b.ix.destroy), maxDestroy))
+	for ref := range b.ix.destroy {
+		if refs = append(refs, ref); len(refs) == maxDestroy {
+			break
 		}
 	}
-	b.destroySince = time.Time{}
-	return nil
+	if len(refs) == len(b.ix.destroy) {
+		b.destroySince = time.Time{}
+	}
+	return refs, b.barrier()
 }
 
-func (b *Broker) recordDestroyed(ref store.ValueRef, now time.Time) error {
-	change := store.Change{Entry: store.Entry{Event: store.EventVersionDestroyed, Time: now, Version: ref.Version,
-		Credential: b.ix.destroy[ref], CredentialID: ref.CredentialID}}
-	var rec any
-	if c := b.ix.byID[ref.CredentialID]; c != nil && c.damaged == "" {
-		r := c.rec.clone()
-		for i := range r.Versions {
-			if r.Versions[i].Version == ref.Version {
-				r.Versions[i].State = stateDestroyed
+// recordDestroyed writes an Entry for each of refs, all in one go. Caller holds mu.
+func (b *Broker) recordDestroyed(refs []store.ValueRef, now time.Time) error {
+	all := make([]written, 0, len(refs))
+	for _, ref := range refs {
+		change := store.Change{Entry: store.Entry{Event: store.EventVersionDestroyed, Time: now, Version: ref.Version,
+			Credential: b.ix.destroy[ref], CredentialID: ref.CredentialID}}
+		var rec any
+		if c := b.ix.byID[ref.CredentialID]; c != nil && c.damaged == "" {
+			r := c.rec.clone()
+			for i := range r.Versions {
+				if r.Versions[i].Version == ref.Version {
+					r.Versions[i].State = stateDestroyed
+				}
 			}
+			change.Records, rec = []store.RecordWrite{credentialWrite(r)}, r
 		}
-		change.Records, rec = []store.RecordWrite{credentialWrite(r)}, r
+		w, err := b.submit(change, rec)
+		if err != nil {
+			return err
+		}
+		all = append(all, w)
 	}
-	_, err := b.change(change, rec)
-	return err
+	for _, w := range all {
+		e, err := b.settleLocked(w)
+		if err != nil {
+			return err
+		}
+		if c := b.ix.byID[e.CredentialID]; c != nil {
+			b.ix.noteRefs(c, &e)
+		}
+	}
+	return nil
 }

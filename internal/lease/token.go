@@ -121,6 +121,9 @@ func (b *Broker) RotateToken(_ context.Context, admin identity.Caller, id string
 	if t.rec.Revoked || t.expired(now) {
 		return "", TokenInfo{}, refuse(Conflict, "this token was revoked or has expired", "Create another with token create.")
 	}
+	if t.disabled {
+		overlap = 0 // what was disabled does not come back
+	}
 	rec := t.rec
 	rec.Previous, rec.PreviousUntil = [32]byte{}, time.Time{}
 	if overlap > 0 {
@@ -188,6 +191,8 @@ func (t *token) info(now time.Time) TokenInfo {
 		i.State = stateRevoked
 	case t.expired(now):
 		i.State = stateExpired
+	case t.disabled:
+		i.State = stateDisabled
 	case now.Before(r.PreviousUntil):
 		i.PreviousUntil = known(r.PreviousUntil)
 	}
@@ -221,6 +226,8 @@ func (t *token) problem(now time.Time) string {
 		return "revoked token"
 	case t.expired(now):
 		return "expired token"
+	case t.disabled:
+		return "disabled token"
 	}
 	return ""
 }

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"keylease/server"
+	"keylease/store"
+)
+
+func (a *app) backupCommand() *cobra.Command {
+	return &cobra.Command{Use: "backup FILE", Short: "Write everything that is stored to one sealed file, while keylease goes on lending", Args: exactly("FILE"),
+		Long: `Write everything that is stored to one sealed file, while keylease goes on lending. FILE must not exist; - is stdout.
+
+The file opens with the root key alone, which is not in it: keep a copy of that elsewhere. policy.yaml and keylease.yaml
+are not in it either. What is destroyed later stays in backups made before. keylease restore FILE brings it back.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			to := args[0]
+			if to == "-" {
+				if a.json {
+					return usagef("name a file", "--json and the backup can't both go to stdout")
+				}
+				if isTerminal(a.out) {
+					return usagef("name a file, or lead it into a program", "a backup is not for a terminal")
+				}
+				return a.withAdmin(func(c *server.AdminClient) error {
+					b, err := c.Backup(cmd.Context(), a.out)
+					if err == nil {
+						a.sayf("keylease: %s", copied(b))
+					}
+					return err
+				})
+			}
+			if _, err := os.Lstat(to); !errors.Is(err, fs.ErrNotExist) {
+				return backupExists(to, err)
+			}
+			return a.withAdmin(func(c *server.AdminClient) error {
+				b, err := writeBackup(to, func(out io.Writer) (store.Backup, error) { return c.Backup(cmd.Context(), out) })
+				if err != nil {
+					return err
+				}
+				return a.print(backedUp{to, b}, func(w io.Writer) { a.tellBackup(w, to, b) })
+			})
+		}}
+}
+
+type backedUp struct {
+	File string `json:"file"`
+	store.Backup
+}
+
+func copied(b store.Backup) string {
+	return fmt.Sprintf("%s and %s, %d bytes; the trail up to event %d", plural(int(b.Records), "record"), plural(int(b.Versions), "value"), b.Bytes, b.HeadSeq)
+}
+
+func (a *app) tellBackup(w io.Writer, to string, b store.Backup) {
+	fmt.Fprintf(w, "backup       %s (%s)\n", terminal(to), copied(b))
+	s, err := a.settings(true)
+	if err != nil {
+		return
+	}
+	if source, create, err := a.keySource(s); err == nil && !create {
+		if path, ok := keyPath(source, s); ok {
+			fmt.Fprintf(w, "root key     %s (not in the backup, and nothing opens it without: keep a copy elsewhere)\n", path)
+		} else {
+			fmt.Fprintf(w, "root key     from %s (not in the backup, and nothing opens it without)\n", keyEnv)
+		}
+	}
+}
+
+func backupExists(path string, err error) error {
+	if err != nil {
+		return fmt.Errorf("looking at %s: %w", path, err)
+	}
+	return fail(exitConflict, "choose another name, or remove it first", "there is something at %s already", terminal(path))
+}
+
+// writeBackup makes path for us alone, whole and on disk, or not at all.
+func writeBackup(path string, fill func(io.Writer) (store.Backup, error)) (b store.Backup, err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
+	if err != nil {
+		return b, fmt.Errorf("making the backup: %w", err)
+	}
+	defer os.Remove(f.Name())
+	b, err = fill(f)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return b, err
+	}
+	err = os.Link(f.Name(), path) // unlike rename, it never replaces
+	if errors.Is(err, syscall.EPERM) || errors.Is(err, errors.ErrUnsupported) {
+		if _, there := os.Lstat(path); errors.Is(there, fs.ErrNotExist) { // a disk without links, as sticks are
+			err = os.Rename(f.Name(), path)
+		}
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return b, backupExists(path, nil)
+	}
+	if err != nil {
+		return b, fmt.Errorf("making %s: %w", path, err)
+	}
+	return b, syncFolder(filepath.Dir(path))
+}
+
+// syncFolder makes the names in dir durable, where the system knows of that.
+func syncFolder(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	err = d.Sync()
+	if errors.Is(err, syscall.EINVAL) || errors.Is(err, errors.ErrUnsupported) {
+		err = nil
+	}
+	return errors.Join(err, d.Close())
+}
