@@ -119,7 +119,7 @@ func classify(err error) (code int, hint string) {
 	case errors.Is(err, store.ErrBackup):
 		return exitIntegrity, ""
 	case errors.Is(err, store.ErrIntegrity):
-		return exitIntegrity, "nothing is lent until the folder is restored from a backup, or you go on with what is left: keylease serve --accept-loss, which ends all leases and revokes all tokens"
+		return exitIntegrity, "nothing is lent until the folder is restored from a backup, or you go on with what is left: keylease serve --accept-loss, which ends all leases and disables all tokens"
 	case errors.Is(err, store.ErrNoStore):
 		return exitNotFound, "keylease init makes one"
 	case errors.Is(err, store.ErrFolder):

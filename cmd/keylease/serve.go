@@ -44,7 +44,7 @@ func (a *app) serveCommand() *cobra.Command {
 	c.Flags().StringVar(&a.flags.rootKey, "root-key-file", "", "file that holds the root key")
 	c.Flags().BoolVar(&f.noPolicy, "no-policy", false, "start without the policy that governed this store before; recorded")
 	c.Flags().BoolVar(&f.acceptClock, "accept-clock", false, "believe this system's clock though it is behind keylease's, which was ahead by mistake; ends all leases, recorded")
-	c.Flags().BoolVar(&f.acceptLoss, "accept-loss", false, "open what is left of a damaged store: all leases, approvals and tokens end; recorded")
+	c.Flags().BoolVar(&f.acceptLoss, "accept-loss", false, "open what is left of a damaged store: ends all leases and approvals, disables all tokens; recorded")
 	c.Flags().BoolVar(&f.auto, "auto", false, "started by a relay or a command")
 	_ = c.Flags().MarkHidden("auto")
 	return c

@@ -44,7 +44,7 @@ func (w *world) storeFile(pattern string) string {
 
 // TestG8LossIsRefusedThenAccepted: where events are missing keylease refuses to start, says how many and from which on,
 // and leaves every byte as it was; by --accept-loss it goes on with what is left, in a trail that says so: every lease
-// and approval ended, every token revoked, and what is left is lent. The folder as it was before is no way back.
+// and approval ended, every token disabled, and what is left is lent. The folder as it was before is no way back.
 func TestG8LossIsRefusedThenAccepted(t *testing.T) {
 	t.Parallel()
 	w, token, lease := killedWith(t)
@@ -68,7 +68,7 @@ func TestG8LossIsRefusedThenAccepted(t *testing.T) {
 	}
 
 	s = w.serve("--accept-loss")
-	for _, words := range []string{"events are missing", "are kept and", "all tokens are revoked", "lost-"} {
+	for _, words := range []string{"events are missing", "are kept and", "all tokens are disabled", "lost-"} {
 		if !strings.Contains(s.log.String(), words) {
 			t.Errorf("the start does not say %q: %s", words, s.log)
 		}
