@@ -62,10 +62,11 @@ func (ix *index) applyCredential(e *store.Entry, rec any) error {
 		}
 	}
 	if c == nil {
-		c = &credential{values: map[int]store.RecordRef{}, leases: map[*lease]struct{}{}}
+		c = &credential{values: map[int]store.RecordRef{}}
 		c.rec.ID, c.rec.Name = e.CredentialID, e.Credential
 		ix.addCredential(c)
 	}
+	ix.changed++
 	if r, ok := rec.(credentialRecord); ok {
 		c.is(r)
 		for _, v := range r.Versions {

@@ -15,8 +15,9 @@ import (
 // So it is the order of the trail that tells what was held before and after, never the clock.
 type holding struct {
 	of     identity.Holder
-	leases map[*lease]struct{}
-	cut    *cutoff // nil: it goes on
+	leases leaseSet
+	counts map[string]*ruleCount // by the rule's name; of those that were asked for
+	cut    *cutoff               // nil: it goes on
 }
 
 // cutoff ended a holding. Each of its leases gives nothing from there on; the sweeper writes its terminal Entry later.
@@ -27,18 +28,28 @@ type cutoff struct {
 }
 
 // held returns the leases of an identity since its last cutoff.
-func (ix *index) held(of identity.Holder) map[*lease]struct{} {
+func (ix *index) held(of identity.Holder) leaseSet {
 	if h := ix.holders[of]; h != nil {
 		return h.leases
 	}
 	return nil
 }
 
+// ownedBy returns those of p's identity that p itself opened.
+func (ix *index) ownedBy(p identity.Principal) (set leaseSet) {
+	for _, l := range ix.held(p.Holder()) {
+		if l.owner == p {
+			set = append(set, l)
+		}
+	}
+	return set
+}
+
 // holdingOf returns what of holds, to add to.
 func (ix *index) holdingOf(of identity.Holder) *holding {
 	h := ix.holders[of]
 	if h == nil {
-		h = &holding{of: of, leases: map[*lease]struct{}{}}
+		h = &holding{of: of}
 		ix.holders[of] = h
 	}
 	return h
@@ -47,7 +58,7 @@ func (ix *index) holdingOf(of identity.Holder) *holding {
 // letGo takes an ended lease out of its holding.
 func (ix *index) letGo(l *lease) {
 	h := l.held
-	if delete(h.leases, l); len(h.leases) > 0 {
+	if h.drop(l); len(h.leases) > 0 {
 		return
 	}
 	if h.cut != nil {
@@ -99,16 +110,15 @@ func (b *Broker) cutOff(admin identity.Caller, f Filter, reason string) (int, er
 // writeCut writes the terminal Entries of at most max leases that a cutoff ended. Caller holds mu.
 func (b *Broker) writeCut(now time.Time, max int) (all []written, err error) {
 	for len(b.ix.cut) > 0 {
-		for l := range b.ix.cut[0].leases {
-			if len(all) >= max {
-				return all, nil
-			}
-			_, w, err := b.end(l, store.EventLeaseRevoked, identity.Caller{}, now, "")
-			if err != nil {
-				return all, err
-			}
-			all = append(all, w)
+		if len(all) >= max {
+			return all, nil
 		}
+		held := b.ix.cut[0].leases
+		_, w, err := b.end(held[len(held)-1], store.EventLeaseRevoked, identity.Caller{}, now, "")
+		if err != nil {
+			return all, err
+		}
+		all = append(all, w)
 	}
 	return all, nil
 }
@@ -127,10 +137,10 @@ func (b *Broker) RevokeLeases(_ context.Context, admin identity.Caller, f Filter
 	if f.Identity != "" && f.Credential == "" && f.LeaseID == "" {
 		return b.cutOff(admin, f, reason)
 	}
-	set := map[*lease]struct{}{}
+	var set leaseSet
 	for _, l := range b.ix.leases {
 		if f.picks(l) {
-			set[l] = struct{}{}
+			set = append(set, l)
 		}
 	}
 	return b.revokeAll(admin, set, reason)

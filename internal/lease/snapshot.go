@@ -92,7 +92,7 @@ func (ix *index) snapshot() ([]byte, error) {
 	}
 	for _, h := range ix.cut {
 		m := cutMark{cutoff: *h.cut, Holder: h.of}
-		for l := range h.leases {
+		for _, l := range h.leases {
 			m.Leases = append(m.Leases, l.id)
 		}
 		s.Cut = append(s.Cut, m)
@@ -114,7 +114,7 @@ func (ix *index) restore(data []byte) error {
 		if ix.byID[m.ID] != nil || ix.creds[m.Name] != nil {
 			return fmt.Errorf("the snapshot has credential %s twice", m.ID)
 		}
-		c := &credential{ref: m.Ref, values: m.Values, leases: map[*lease]struct{}{}}
+		c := &credential{ref: m.Ref, values: m.Values}
 		if c.values == nil {
 			c.values = map[int]store.RecordRef{}
 		}
@@ -128,7 +128,7 @@ func (ix *index) restore(data []byte) error {
 	}
 	cut := map[string]*holding{}
 	for _, m := range s.Cut {
-		h := &holding{of: m.Holder, leases: map[*lease]struct{}{}, cut: &m.cutoff}
+		h := &holding{of: m.Holder, cut: &m.cutoff}
 		for _, id := range m.Leases {
 			cut[id] = h
 		}
