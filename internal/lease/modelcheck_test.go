@@ -105,8 +105,8 @@ func TestBrokerIsItsModel(t *testing.T) {
 		rt.Repeat(map[string]func(*rapid.T){"": func(t *rapid.T) { steps++; d.check(t) },
 			"lease": d.lend, "lease again": d.lend, "lease once more": d.lend, "renew": d.extendOne, "renew too": d.extendOne, "release": d.release, "release too": d.release,
 			"revoke": d.revoke, "credential": d.changeCredential, "clock": d.clockStep, "clock too": d.clockStep, "session": d.session, "come or go": d.session,
-			"freeze": d.freezeOrThaw, "policy": d.editPolicy, "restart": d.stopAndStart, "store error": d.storeError})
-		d.stopAndStart(rt) // so that the index is once rebuilt from the trail, at least
+			"freeze": d.freezeOrThaw, "policy": d.editPolicy, "restart": d.stopAndStart, "store error": d.storeError, "power cut": d.powerCut, "burst": d.burst, "burst too": d.burst})
+		d.reopen(rt, func() { d.stop(false) }) // so that the index is once rebuilt from the trail, at least
 		d.check(rt)
 		d.checkTrail(rt)
 	})
