@@ -117,10 +117,14 @@ func (d *driven) burst(t *rapid.T) {
 		all.Go(func() { d.ask(v) })
 	}
 	all.Wait()
-	live := map[string]Info{}
-	for _, i := range d.Leases(Filter{}) {
-		live[i.LeaseID] = i
+	live := map[string]mLease{}
+	d.Broker.mu.Lock() // what an orphan's end would be without that is shown to nobody
+	for id, l := range d.ix.leases {
+		if l.live(d.m.now) {
+			live[id] = mLease{session: l.session, expires: l.expires, orphan: l.orphanEnd}
+		}
 	}
+	d.Broker.mu.Unlock()
 	if m := inSomeOrder(d.m, verbs, live); m != nil {
 		d.m = *m
 	} else {
@@ -134,10 +138,10 @@ func (d *driven) burst(t *rapid.T) {
 }
 
 // inSomeOrder returns the model after an order of verbs that explains all of them and what is live; nil if none does.
-func inSomeOrder(m model, verbs []*mVerb, live map[string]Info) *model {
+func inSomeOrder(m model, verbs []*mVerb, live map[string]mLease) *model {
 	if len(verbs) == 0 {
 		for id, l := range m.live {
-			if i, ok := live[id]; !ok || !i.ExpiresAt.Equal(l.deadline()) {
+			if is, ok := live[id]; !ok || is.session != l.session || !is.expires.Equal(l.expires) || !is.orphan.Equal(l.orphan) {
 				return nil
 			}
 		}

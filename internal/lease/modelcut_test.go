@@ -93,7 +93,7 @@ func (d *driven) newDir(t *rapid.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	d.dirs = append(d.dirs, dir)
 	return dir
 }
 

@@ -17,8 +17,9 @@ import (
 // driven is a world and the model that it is held against.
 type driven struct {
 	*world
-	m   model
-	ids []string // every lease there was
+	m    model
+	ids  []string // every lease there was
+	dirs []string // to be removed
 }
 
 var (
@@ -43,7 +44,13 @@ func newDriven(t *testing.T, rt *rapid.T) *driven {
 		sessions: map[identity.Principal]identity.Caller{}, attached: map[string]bool{}}}
 	d.edit(mRule{"*", 4, time.Hour})
 	w.open()
-	rt.Cleanup(func() { w.lastUses(); _ = w.store.Close(); _ = os.RemoveAll(dir) })
+	rt.Cleanup(func() {
+		w.lastUses()
+		_ = w.store.Close()
+		for _, dir := range append(d.dirs, dir) {
+			_ = os.RemoveAll(dir)
+		}
+	})
 	for _, name := range mNames {
 		d.create(rt, name)
 	}
