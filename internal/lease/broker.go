@@ -74,9 +74,9 @@ type Broker struct {
 	rebuilt      time.Time // when the index was last rebuilt, or that was tried
 	newest       written   // the change submitted last: once it is durable, all are
 	lastCall     time.Time
-	destroySince time.Time // when keys to destroy began to wait for a quiet moment
-	observed     time.Time // when the time was last written down
-	skewTold     bool      // that the wall clock is far behind
+	destroySince time.Time    // when keys to destroy began to wait for a quiet moment
+	observed     store.Moment // when the time was last written down
+	skewTold     bool         // that the wall clock is far behind
 
 	wake     chan struct{} // tells Run that the next deadline may have changed
 	newEntry notifier      // tells Follow that the trail grew
