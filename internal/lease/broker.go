@@ -304,6 +304,7 @@ func (b *Broker) change(c store.Change, rec any) (store.Entry, error) {
 // It does not close the store.
 func (b *Broker) Close() error {
 	b.lastUses()
+	b.uses.wipeAll()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.broken != nil {
