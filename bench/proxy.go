@@ -1,0 +1,165 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+)
+
+// upstreamEnv makes this program the service behind the proxy ("service"), or a reverse proxy of the standard library
+// and nothing else (a URL): what there is to compare with, as it takes a process between client and service too.
+const upstreamEnv = "KEYLEASE_BENCH_UPSTREAM"
+
+func upstream() int {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return failed(err)
+	}
+	handler := http.Handler(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		rw.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(rw, answerOfAModel)
+	}))
+	if to := os.Getenv(upstreamEnv); to != "service" {
+		at, err := url.Parse(to)
+		if err != nil {
+			return failed(err)
+		}
+		handler = &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(at) }, FlushInterval: -1,
+			Transport: &http.Transport{MaxIdleConnsPerHost: 128}}
+	}
+	go func() { _, _ = io.Copy(io.Discard, os.Stdin); os.Exit(0) }()
+	fmt.Println(l.Addr())
+	return failed(http.Serve(l, handler))
+}
+
+var answerOfAModel = `{"id":"chatcmpl-fake","object":"chat.completion","model":"fake","choices":[{"index":0,"message":{"role":"assistant","content":"` +
+	strings.Repeat("A sentence that a model could have written. ", 40) + `"},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":400}}`
+
+var question = []byte(`{"model":"fake","messages":[{"role":"user","content":"hello"}]}`)
+
+// proxying calls the same service directly and through the daemon. The service answers at once, so that only what the
+// proxy takes is seen. It has a process of its own, as it would.
+func proxying(r *run) error {
+	return r.within(func() error {
+		service, _, err := r.again(upstreamEnv + "=service")
+		if err != nil {
+			return err
+		}
+		bare, _, err := r.again(upstreamEnv + "=http://" + service)
+		if err != nil {
+			return err
+		}
+		w, err := r.world()
+		if err != nil {
+			return err
+		}
+		if err := w.serve(); err != nil {
+			return err
+		}
+		const key = "sk-fake-0123456789abcdef-bench"
+		err = w.seed(`name: svc, type: api-key, value: ` + key + `, upstream: {url: "http://` + service + `", header: "Authorization: Bearer {value}", allow: ["* /**"]}`)
+		if err != nil {
+			return err
+		}
+		base, handle, err := w.borrow("svc")
+		if err != nil {
+			return err
+		}
+		for _, callers := range []int{1, 64} {
+			direct, err := r.asking(service, "/v1/chat/completions", key, callers)
+			if err != nil {
+				return err
+			}
+			at, path, _ := strings.Cut(strings.TrimPrefix(base, "http://"), "/")
+			if path != "" {
+				path = "/" + path
+			}
+			through, err := r.asking(at, path+"/v1/chat/completions", handle, callers)
+			if err != nil {
+				return err
+			}
+			plain, err := r.asking(bare, "/v1/chat/completions", key, callers)
+			if err != nil {
+				return err
+			}
+			got, err := r.turns(direct, through, plain)
+			if err != nil {
+				return err
+			}
+			if callers == 1 {
+				added := func(s []sample) spread {
+					return over(len(s), func(i int) float64 { return ms(s[i].p(.5) - got[0][i].p(.5)) })
+				}
+				r.atMost("proxy, 1 caller, p50", shipped, "added to a direct call", "ms", 0.3, added(got[1]), "%s, direct %s; Go's own reverse proxy adds %.2f ms", took(join(got[1]).p(.5)), took(join(got[0]).p(.5)), added(got[2]).mid)
+				continue
+			}
+			r.atLeast("proxy, 64 callers, masking on", shipped, "req/s of direct calls'", "×", 0.5, times(got[1], got[0], rate), "%s, direct %s; Go's own reverse proxy %.2f×; p99 %s", perSecond(got[1]), perSecond(got[0]), times(got[2], got[0], rate).mid, took(join(got[1]).p(.99)))
+		}
+		return nil
+	})
+}
+
+// asking is so many callers who ask the service, or what stands before it.
+func (r *run) asking(addr, path, key string, callers int) (func(time.Duration) (sample, error), error) {
+	all := make([]*web, callers)
+	for i := range all {
+		c, err := dialWeb(addr)
+		if err != nil {
+			return nil, err
+		}
+		r.undo = append(r.undo, c.Close)
+		c.headed(addr, path, "Authorization", "Bearer "+key)
+		all[i] = c
+	}
+	return func(d time.Duration) (sample, error) {
+		return load(callers, d, one(func(i int) error {
+			_, body, err := all[i].post(question)
+			if err == nil && len(body) != len(answerOfAModel) {
+				err = fmt.Errorf("%d bytes instead of %d", len(body), len(answerOfAModel))
+			}
+			return err
+		}))
+	}, nil
+}
+
+// borrow leases by proxy, for as long as w's daemon lives.
+func (w *world) borrow(name string) (base, handle string, err error) {
+	c, err := w.local("bench")
+	if err != nil {
+		return "", "", err
+	}
+	w.r.undo = append(w.r.undo, c.Close)
+	answer, err := c.ask(call("lease_credential", `{"credential":"`+name+`","purpose":"bench","delivery":"proxy"}`))
+	if err != nil {
+		return "", "", err
+	}
+	var out struct {
+		Result struct {
+			Structured struct {
+				Use struct {
+					BaseURL string `json:"base_url"`
+					APIKey  string `json:"api_key"`
+				} `json:"use"`
+			} `json:"structuredContent"`
+		} `json:"result"`
+	}
+	if err := json.Unmarshal(bytes.TrimSpace(answer), &out); err != nil {
+		return "", "", err
+	}
+	use := out.Result.Structured.Use
+	if use.BaseURL == "" || use.APIKey == "" {
+		return "", "", fmt.Errorf("no lease by proxy")
+	}
+	return use.BaseURL, use.APIKey, nil
+}
