@@ -27,6 +27,9 @@ func upstream() int {
 	}
 	handler := http.Handler(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
+		if r.URL.Path == slowPath {
+			time.Sleep(5 * time.Millisecond)
+		}
 		rw.Header().Set("Content-Type", "application/json")
 		_, _ = io.WriteString(rw, answerOfAModel)
 	}))
@@ -43,13 +46,19 @@ func upstream() int {
 	return failed(http.Serve(l, handler))
 }
 
+const (
+	quickPath = "/v1/chat/completions"
+	slowPath  = "/slow/v1/chat/completions" // takes 5 ms, which is quick for the services that keys are for
+)
+
 var answerOfAModel = `{"id":"chatcmpl-fake","object":"chat.completion","model":"fake","choices":[{"index":0,"message":{"role":"assistant","content":"` +
 	strings.Repeat("A sentence that a model could have written. ", 40) + `"},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":400}}`
 
 var question = []byte(`{"model":"fake","messages":[{"role":"user","content":"hello"}]}`)
 
-// proxying calls the same service directly and through the daemon. The service answers at once, so that only what the
-// proxy takes is seen. It has a process of its own, as it would.
+// proxying calls the same service directly and through the daemon: one that answers at once, so that only what computing
+// takes is seen, and one that takes 5 ms. It has a process of its own, and so has Go's own reverse proxy, which stands
+// beside for what any process between client and service takes. They all share the machine's cores.
 func proxying(r *run) error {
 	return r.within(func() error {
 		service, _, err := r.again(upstreamEnv + "=service")
@@ -76,38 +85,44 @@ func proxying(r *run) error {
 		if err != nil {
 			return err
 		}
-		for _, callers := range []int{1, 64} {
-			direct, err := r.asking(service, "/v1/chat/completions", key, callers)
-			if err != nil {
-				return err
-			}
-			at, path, _ := strings.Cut(strings.TrimPrefix(base, "http://"), "/")
-			if path != "" {
-				path = "/" + path
-			}
-			through, err := r.asking(at, path+"/v1/chat/completions", handle, callers)
-			if err != nil {
-				return err
-			}
-			plain, err := r.asking(bare, "/v1/chat/completions", key, callers)
-			if err != nil {
-				return err
-			}
-			got, err := r.turns(direct, through, plain)
-			if err != nil {
-				return err
-			}
-			if callers == 1 {
-				added := func(s []sample) spread {
-					return over(len(s), func(i int) float64 { return ms(s[i].p(.5) - got[0][i].p(.5)) })
+		at, under, _ := strings.Cut(strings.TrimPrefix(base, "http://"), "/")
+		if under != "" {
+			under = "/" + under
+		}
+		ways := [3]struct{ addr, under, key string }{{service, "", key}, {at, under, handle}, {bare, "", key}}
+		for _, c := range []struct {
+			callers  int
+			path, of string
+		}{{1, quickPath, "answers at once"}, {1, slowPath, "takes 5 ms"}, {64, quickPath, "answers at once"}, {64, slowPath, "takes 5 ms"}} {
+			var contestants []func(time.Duration) (sample, error)
+			for _, way := range ways {
+				ask, err := r.asking(way.addr, way.under+c.path, way.key, c.callers)
+				if err != nil {
+					return err
 				}
-				r.atMost("proxy, 1 caller, p50", shipped, "added to a direct call", "ms", 0.3, added(got[1]), "%s, direct %s; Go's own reverse proxy adds %.2f ms", took(join(got[1]).p(.5)), took(join(got[0]).p(.5)), added(got[2]).mid)
-				continue
+				contestants = append(contestants, ask)
 			}
-			r.atLeast("proxy, 64 callers, masking on", shipped, "req/s of direct calls'", "×", 0.5, times(got[1], got[0], rate), "%s, direct %s; Go's own reverse proxy %.2f×; p99 %s", perSecond(got[1]), perSecond(got[0]), times(got[2], got[0], rate).mid, took(join(got[1]).p(.99)))
+			got, err := r.turns(contestants...)
+			if err != nil {
+				return err
+			}
+			r.proxied(c.callers, c.of, got[0], got[1], got[2])
 		}
 		return nil
 	})
+}
+
+func (r *run) proxied(callers int, of string, direct, through, bare []sample) {
+	added := func(s []sample) spread {
+		return over(len(s), func(i int) float64 { return ms(s[i].p(.5) - direct[i].p(.5)) })
+	}
+	if callers == 1 {
+		r.atMost("proxy, 1 caller, p50, of a service that "+of, shipped, "added to a direct call", "ms", 0.3, added(through), "%s, direct %s; Go's own reverse proxy adds %.2f ms",
+			took(join(through).p(.5)), took(join(direct).p(.5)), added(bare).mid)
+		return
+	}
+	r.atLeast("proxy, 64 callers, masking on, of a service that "+of, shipped, "req/s of direct calls'", "×", 0.5, times(through, direct, rate), "%s, direct %s; Go's own reverse proxy %.2f×; p50 %s, p99 %s",
+		perSecond(through), perSecond(direct), times(bare, direct, rate).mid, took(join(through).p(.5)), took(join(through).p(.99)))
 }
 
 // asking is so many callers who ask the service, or what stands before it.
