@@ -35,8 +35,9 @@ type index struct {
 	asked    map[string]*approval      // by id: the open ones and, for a while, how the others ended
 	denials  map[string]denials        // by rate key
 	answered []*approval               // those of asked that are over, the first first
-	seq      uint64                    // of the newest Entry read back from the trail
-	newest   time.Time                 // of any Entry read back from the trail
+	books    books
+	seq      uint64    // of the newest Entry read back from the trail
+	newest   time.Time // of any Entry read back from the trail
 }
 
 type policyMark struct {
