@@ -8,8 +8,8 @@ func (e *Entry) Size() int {
 	n := fixed + len(e.Event) + len(e.Credential) + len(e.CredentialID) + len(e.LeaseID) + len(e.Purpose)
 	i := &e.Identity
 	n += len(i.Type) + len(i.Name) + len(i.Proof) + len(i.By) + len(i.Session) + len(i.ClientName) + len(i.ClientVersion)
-	for field, value := range e.Details {
-		n += len(field) + len(value) + 3
+	for j := range e.Details {
+		n += len(e.Details[j].Field) + len(e.Details[j].Value) + 3
 	}
 	return n
 }

@@ -91,6 +91,7 @@ type Store struct {
 	rotation sync.Mutex  // held by whoever replaces the root key; taken before disk
 	rotated  atomic.Bool // see Rotated
 
+	lagging  atomic.Int32 // looks in a row that found merging behind: see watchLevels
 	pruning  sync.Mutex   // held by Prune, and by whoever reads more of the store than one iterator sees
 	dropping sync.RWMutex // for writing while groups are dropped, for reading while an iterator is put on them
 

@@ -8,7 +8,8 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// Verify recomputes the trail from its first event, or the first that was not pruned, to the one that is last when it is called, and holds it against
+// Verify recomputes the trail from its first event, or the first that was not pruned, to the one that is last when it
+// is called, and holds it against
 // the anchor and the signed head. What it finds is in the Report; an error means that it could not look. pinned is
 // the fingerprint that the operator noted when the store was made: without it the trail is found consistent, not
 // authenticated. It may run while the store is written to.

@@ -24,13 +24,13 @@ import (
 // so N × 257 MiB + 94 MiB. With a burst of the default leaseRate alone, 50 changes a second, a principal reaches its
 // budget after three hours; an agent that leases and releases each minute writes 1.5 MiB a day.
 type books struct {
-	Exported exportMark       `json:"exported,omitzero"`
+	Exported ExportMark       `json:"exported,omitzero"`
 	Day      int64            `json:"day,omitempty"`   // days since 1970, UTC, that Spent is of
 	Spent    map[string]int64 `json:"spent,omitempty"` // bytes, by rate key
 }
 
-// exportMark is how far confirmed exports hold the trail without a gap.
-type exportMark struct {
+// ExportMark is how far confirmed exports hold the trail without a gap.
+type ExportMark struct {
 	Seq  uint64       `json:"seq"`
 	Hash store.Digest `json:"hash"`
 	Time time.Time    `json:"time"` // of the confirmation
@@ -142,12 +142,12 @@ func (k *books) noteExport(e *store.Entry) {
 	if from == 0 || from > k.Exported.Seq+1 || to < k.Exported.Seq {
 		return
 	}
-	k.Exported = exportMark{Seq: to, Time: e.Time, By: e.Identity.Name, File: e.Details["file"]}
-	_ = k.Exported.Hash.UnmarshalText([]byte(e.Details["head"]))
+	k.Exported = ExportMark{Seq: to, Time: e.Time, By: e.Identity.Name, File: e.Details.Get("file")}
+	_ = k.Exported.Hash.UnmarshalText([]byte(e.Details.Get("head")))
 }
 
 // detailNum reads a number of an Entry; one that can't be read is 0.
 func detailNum(e *store.Entry, field string) uint64 {
-	n, _ := strconv.ParseUint(e.Details[field], 10, 64)
+	n, _ := strconv.ParseUint(e.Details.Get(field), 10, 64)
 	return n
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"keylease/internal/identity"
@@ -25,6 +26,11 @@ const (
 // Run ends leases at their deadlines, writes summaries and destroys the keys of versions nobody uses, until ctx
 // ends. Expiry does not depend on it: it only writes down what every use would find.
 func (b *Broker) Run(ctx context.Context) error {
+	if b.cfg.KeepTrail > 0 {
+		var pruning sync.WaitGroup
+		pruning.Go(func() { b.pruneTrail(ctx) })
+		defer pruning.Wait()
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
