@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"keylease/internal/identity"
+	"keylease/internal/ttl"
 	"keylease/store"
 )
 
@@ -66,7 +67,7 @@ func (b *Broker) TrailStatus() (TrailStatus, error) {
 		s.Base = &base
 	}
 	if b.cfg.KeepTrail > 0 {
-		s.Keep = b.cfg.KeepTrail.String()
+		s.Keep = ttl.Format(b.cfg.KeepTrail)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
