@@ -17,6 +17,7 @@ import (
 // content where the caller has it (a change being made), nil when replaying, where loadRecords reads the last one.
 func (ix *index) apply(e *store.Entry, rec any) error {
 	ix.noteUse(e)
+	ix.books.note(e)
 	switch e.Event {
 	case store.EventCredentialCreated, store.EventCredentialUpdated, store.EventCredentialRotated,
 		store.EventCredentialRevoked, store.EventVersionDestroyed:

@@ -41,6 +41,8 @@ type Config struct {
 	KeySource   string        // where the root key came from, for the record
 	Version     string
 
+	KeepTrail time.Duration // how long events are kept at least; those that confirmed exports hold may go then. 0: for ever
+
 	Asked func(ApprovalInfo) // told of each new question, once it is on disk; must not block. nil: nobody is
 
 	// NewKey makes a root key and keeps it, on disk, beside the one in force. nil: that one does not come from a file.

@@ -75,10 +75,53 @@ func (ix *index) applyLeasesEnded(e *store.Entry) {
 	if h == nil {
 		return
 	}
+	if id := e.Details.Get("token_id"); id != "" {
+		if h = ix.takenWith(h, identity.Principal{Type: of.Type, Name: of.Name, Proof: identity.Token, By: "token:" + id}); len(h.leases) == 0 {
+			return
+		}
+	}
 	by := identity.Principal{Type: identity.Type(e.Identity.Type), Name: e.Identity.Name, By: e.Identity.By}
 	h.cut = &cutoff{At: e.Time, By: by, Reason: e.Details.Get("reason")}
-	delete(ix.holders, of)
+	if ix.holders[of] == h {
+		delete(ix.holders, of)
+	}
 	ix.cut = append(ix.cut, h)
+}
+
+// takenWith takes out of h what p holds, as a holding of its own: others may have leases under the same name.
+func (ix *index) takenWith(h *holding, p identity.Principal) *holding {
+	out := &holding{of: h.of}
+	for _, l := range ix.ownedBy(p) {
+		h.drop(l)
+		l.held = out
+		out.add(l)
+	}
+	if len(h.leases) == 0 {
+		delete(ix.holders, h.of)
+	}
+	return out
+}
+
+// cutOffToken ends all that was taken with a token, by one Entry. Caller holds mu, and waits for the disk.
+func (b *Broker) cutOffToken(admin identity.Caller, t *token, reason string) error {
+	now := b.now()
+	if err := b.expireDue(now); err != nil {
+		return err
+	}
+	n := len(b.ix.ownedBy(t.principal()))
+	if n == 0 {
+		return nil
+	}
+	e := entry(store.EventLeasesEnded, admin)
+	e.Time = now
+	e.Details = store.DetailsOf("identity", t.rec.Identity, "identity_type", string(t.rec.Type), "token_id", t.rec.ID,
+		"leases", strconv.Itoa(n), "reason", reason)
+	if _, err := b.submit(store.Change{Entry: e}, nil); err != nil {
+		return err
+	}
+	b.uses.endWhere(func(id string) bool { l := b.ix.leases[id]; return l == nil || l.held.cut != nil }, reason)
+	b.poke()
+	return nil
 }
 
 // cutOff ends all that the identities of f hold, by one Entry each, and returns how many leases that were.

@@ -37,6 +37,7 @@ type index struct {
 	changed  int                       // grows with each change of a credential's record
 	seq      uint64                    // of the newest Entry read back from the trail
 	newest   time.Time                 // of any Entry read back from the trail
+	books    books
 }
 
 type policyMark struct {

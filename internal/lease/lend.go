@@ -83,6 +83,9 @@ func (b *Broker) admit(caller identity.Caller, r *Request) (admitted, error) {
 	if b.store.Full() { // what is left is for releasing, ending and recording
 		return none, storeFull()
 	}
+	if err := b.affords(caller.Principal, now); err != nil {
+		return none, err
+	}
 	yes, ask, err := b.agreed(caller, r, c, d, delivery, now)
 	if err != nil || ask.asked != nil {
 		return ask, err
@@ -278,6 +281,9 @@ func (b *Broker) extend(caller identity.Caller, r RenewRequest, now time.Time) (
 	if r.Credential != "" && r.Credential != l.cred.rec.Name || r.Delivery != "" && r.Delivery != l.delivery {
 		return nil, false, written{}, refuse(InvalidArgument, "credential and delivery must be the lease's own when you renew",
 			"Leave them out, or leave lease_id out to open another lease.")
+	}
+	if err := b.affords(caller.Principal, now); err != nil {
+		return nil, false, written{}, err
 	}
 	q := b.question(caller.Principal, l.cred)
 	q.TTL, q.Purpose, q.Delivery = r.TTL, l.purpose, l.delivery

@@ -38,6 +38,9 @@ func (b *Broker) adopt(caller identity.Caller) (all []written) {
 		return nil // what it was lent under another configuration ends with the grace
 	}
 	now := b.now()
+	if b.overBudget(caller.RateKey(), now) {
+		return nil // coming and going would be recorded each time: its leases end with the grace
+	}
 	for _, l := range byExpiry(b.ix.held(caller.Holder()), now) {
 		if l.owner != caller.Principal || l.orphanEnd.IsZero() {
 			continue

@@ -29,6 +29,7 @@ type snapshot struct {
 	Frozen      *Frozen            `json:"frozen,omitempty"`
 	Approvals   []*approval        `json:"approvals,omitempty"`
 	Denials     map[string]denials `json:"denials,omitempty"` // by rate key
+	Books       books              `json:"books"`
 }
 
 type credentialMark struct {
@@ -79,7 +80,7 @@ type destroyMark struct {
 
 func (ix *index) snapshot() ([]byte, error) {
 	s := snapshot{Seq: ix.seq, Newest: ix.newest, Policy: ix.policy, Ended: ix.ended.all(), Removed: slices.Sorted(maps.Keys(ix.removed)), Frozen: ix.frozen,
-		TokensTo: ix.tokensTo, Approvals: slices.Collect(maps.Values(ix.asked)), Denials: ix.denials}
+		TokensTo: ix.tokensTo, Approvals: slices.Collect(maps.Values(ix.asked)), Denials: ix.denials, Books: ix.books}
 	for _, c := range ix.creds {
 		s.Credentials = append(s.Credentials, credentialMark{c.rec.ID, c.rec.Name, c.ref, c.values})
 	}
@@ -108,7 +109,7 @@ func (ix *index) restore(data []byte) error {
 	if err := json.Unmarshal(data, &s); err != nil {
 		return fmt.Errorf("reading the snapshot: %w", err)
 	}
-	ix.seq, ix.newest, ix.policy, ix.frozen = s.Seq, s.Newest, s.Policy, s.Frozen
+	ix.seq, ix.newest, ix.policy, ix.frozen, ix.books = s.Seq, s.Newest, s.Policy, s.Frozen, s.Books
 	ix.tokensTo = s.TokensTo
 	for _, m := range s.Credentials {
 		if ix.byID[m.ID] != nil || ix.creds[m.Name] != nil {

@@ -249,6 +249,9 @@ func (b *Broker) usable(l *lease, now time.Time) error {
 	if b.store.Full() {
 		return storeFull()
 	}
+	if err := b.affords(l.owner, now); err != nil {
+		return err
+	}
 	if err := cmp.Or(b.refreshPolicy(), b.thawed()); err != nil {
 		return err
 	}
