@@ -235,7 +235,7 @@ func (d *driven) clockStep(t *rapid.T) {
 	case 0, 1: // set back
 		wall, up = -step, 0
 	case 2: // set ahead, and that was noticed
-		d.turn(t, max(step, time.Second), 0)
+		d.turn(t, d.m.now.Sub(d.clock())+max(step, time.Second), 0) // less than a second a kill may take back
 		d.sweep(ctx)
 		return
 	case 3: // suspend, and a wall clock that stood still meanwhile
