@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -128,18 +127,6 @@ func writeExport(ctx context.Context, path string, write func(io.Writer) error) 
 		return none, err
 	}
 	return r, syncFolder(filepath.Dir(path))
-}
-
-// syncFolder makes sure that a new name lasts. Windows has no such call.
-func syncFolder(dir string) error {
-	if runtime.GOOS == "windows" {
-		return nil
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 func exportFiles(paths ...string) (files []store.ExportFile) {
