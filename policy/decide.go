@@ -17,6 +17,7 @@ type Policy struct {
 	hardCap    time.Duration // 0: none
 	leaseRate  float64       // 0: none
 	leaseBurst int
+	trailBytes int64   // 0: none
 	useRate    float64 // 0: none
 	useBurst   int
 	warnings   []string
@@ -68,6 +69,14 @@ func (p *Policy) Limits() (leaseRate float64, leaseBurst int, maxLeaseTTL time.D
 		return DefaultLeaseRate, DefaultLeaseBurst, 0
 	}
 	return p.leaseRate, p.leaseBurst, p.hardCap
+}
+
+// TrailBytes returns how many bytes of the trail one principal may write in a day (UTC). 0: no limit.
+func (p *Policy) TrailBytes() int64 {
+	if p == nil {
+		return DefaultTrailBytes
+	}
+	return p.trailBytes
 }
 
 // UseLimits returns the rate of proxied requests under one lease, and its burst. A rate of 0: no limit.

@@ -27,6 +27,7 @@ type fileShape struct {
 		LeaseBurst  *int     `yaml:"leaseBurst"`
 		UseRate     *float64 `yaml:"useRate"`
 		UseBurst    *int     `yaml:"useBurst"`
+		TrailBytes  *int     `yaml:"trailBytes"`
 	} `yaml:"limits"`
 	Rules []ruleShape `yaml:"rules"`
 }
@@ -81,6 +82,7 @@ func (r reader) policy(f fileShape) *Policy {
 	p.defaultTTL = r.duration(f.Defaults.DefaultLeaseTTL, at("defaults", "defaultLeaseTTL"))
 	p.hardCap = r.duration(f.Limits.MaxLeaseTTL, at("limits", "maxLeaseTTL"))
 	p.leaseRate, p.leaseBurst = r.rate("lease", f.Limits.LeaseRate, DefaultLeaseRate, f.Limits.LeaseBurst, DefaultLeaseBurst)
+	p.trailBytes = r.trailBytes(f.Limits.TrailBytes, p.leaseRate)
 	p.useRate, p.useBurst = r.rate("use", f.Limits.UseRate, DefaultUseRate, f.Limits.UseBurst, DefaultUseBurst)
 	seen := map[string]int{}
 	for i, shape := range f.Rules {
@@ -116,6 +118,19 @@ func (r reader) rate(of string, perSecond *float64, usualRate float64, burst *in
 		return 0, 0
 	}
 	return *perSecond, *burst
+}
+
+// trailBytes reads limits.trailBytes: 0 is no limit, and so is none said where lease changes have no limit either.
+func (r reader) trailBytes(perDay *int, leaseRate float64) int64 {
+	switch {
+	case perDay == nil && leaseRate == 0:
+		return 0
+	case perDay == nil:
+		return DefaultTrailBytes
+	case *perDay < 0:
+		r.Faultf(at("limits", "trailBytes"), "trailBytes can't be less than 0 (0: no limit)")
+	}
+	return int64(*perDay)
 }
 
 func (r reader) rule(s ruleShape, path strictyaml.Path) rule {

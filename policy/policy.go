@@ -108,6 +108,10 @@ const (
 	DefaultLeaseBurst = 500
 	DefaultUseRate    = 100.0 // proxied requests per second under one lease
 	DefaultUseBurst   = 200
+
+	// DefaultTrailBytes is what one principal may write into the trail in a day: some 600,000 events, which is three
+	// hours at DefaultLeaseRate, or seven events a second for the whole day.
+	DefaultTrailBytes = 256 << 20
 )
 
 // Matcher is one entry of a credential's allowedIdentities: an agent by Name or a human by Email, both patterns as

@@ -348,6 +348,16 @@ func TestRatesAndHash(t *testing.T) {
 			t.Errorf("%s: %s; want %s", text, got, want)
 		}
 	}
+	for text, want := range map[string]int64{
+		"{version: 1, rules: []}":                                         policy.DefaultTrailBytes,
+		"{version: 1, limits: {leaseRate: 0}, rules: []}":                 0,
+		"{version: 1, limits: {leaseRate: 0, trailBytes: 7}, rules: []}":  7,
+		"{version: 1, limits: {leaseRate: 10, trailBytes: 0}, rules: []}": 0,
+	} {
+		if got := parse(t, text).TrailBytes(); got != want {
+			t.Errorf("%s: %d trail bytes; want %d", text, got, want)
+		}
+	}
 	a, b := parse(t, "{version: 1, rules: []}"), parse(t, "{version: 1, rules: []} ")
 	if len(a.Hash()) != 64 || a.Hash() == b.Hash() || (*policy.Policy)(nil).Hash() != "" {
 		t.Error("the hash is not that of the file's bytes")

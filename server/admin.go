@@ -72,11 +72,14 @@ func newAdminHandler(o adminOptions) http.Handler {
 		"POST /v1/policy/explain":            a.explain,
 		"POST /v1/audit/verify":              a.verify,
 		"POST /v1/rotate-key":                a.rotateKey,
+		"POST /v1/audit/exported":            a.exported,
+		"GET /v1/audit/status":               a.trailStatus,
 	} {
 		mux.Handle(pattern, a.handle(do))
 	}
 	mux.HandleFunc("GET /v1/audit", a.audit)
 	mux.HandleFunc("POST /v1/backup", a.backup)
+	mux.HandleFunc("GET /v1/audit/export", a.export)
 	root := http.NewServeMux()
 	root.HandleFunc("POST /v1/handover", a.handover)
 	root.Handle("/", a.notFromAgents(mux))

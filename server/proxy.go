@@ -3,10 +3,7 @@ package server
 import (
 	"context"
 	"errors"
-	"io"
-	"log"
 	"net/http"
-	"net/http/httputil"
 	"net/url"
 	"sync"
 	"sync/atomic"
@@ -48,7 +45,6 @@ type proxy struct {
 	bounds  *webBounds
 	maskers *maskers
 	ways    *ways
-	pass    *httputil.ReverseProxy
 	http    *http.Server
 	closing context.Context // ends when the daemon stops, and all uses with it
 	stop    context.CancelFunc
@@ -80,8 +76,6 @@ func newProxy(o proxySetup) *proxy {
 	p.admits, p.door = proxyDoors(o.System)
 	p.ways = newWays(o.Roots, o.Egress)
 	p.closing, p.stop = context.WithCancel(context.Background())
-	p.pass = &httputil.ReverseProxy{Rewrite: rewrite, ModifyResponse: p.answered, ErrorHandler: p.failed, Transport: p.ways,
-		FlushInterval: -1, BufferPool: &buffers, ErrorLog: log.New(io.Discard, "", 0)} // it would write what upstreams send
 	p.http = &http.Server{Handler: p, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		DisableGeneralOptionsHandler: true, ErrorLog: silent(o.Log), ConnContext: p.opened, ConnState: p.bounds.changed}
 	p.http.RegisterOnShutdown(p.stop)
@@ -96,12 +90,9 @@ type passing struct {
 	in     *http.Request
 	w      *proxyWriter
 	body   *inBody // nil: none
+	small  []byte  // the answer's masked body, where that is there as a whole
 	reason string  // why it did not go well, in words that hold nothing of the request or the answer
 }
-
-type passingKey struct{}
-
-func passingOf(ctx context.Context) *passing { return ctx.Value(passingKey{}).(*passing) }
 
 func (p *proxy) ServeHTTP(inner http.ResponseWriter, r *http.Request) {
 	w := newProxyWriter(inner, p.writeTime)
@@ -147,17 +138,15 @@ func (p *proxy) passOn(w *proxyWriter, r *http.Request, c proxyCall, u *lease.Us
 	var done func(ended bool)
 	t.mask, done = p.maskers.get(u.Lease.LeaseID, key)
 	defer func() { done(u.Why() != "") }()
-	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), passingKey{}, t))
+	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	cut := func() { cancel(); w.cutOff(t.body) }
 	defer context.AfterFunc(u.Context(), cut)()
 	defer context.AfterFunc(p.closing, cut)()
-	r = r.WithContext(ctx)
 	if r.ContentLength != 0 {
 		t.body = &inBody{ReadCloser: r.Body, use: u, w: w, longest: p.bodyTime}
-		r.Body = t.body
 	}
-	p.pass.ServeHTTP(w, r)
+	p.forward(ctx, t)
 }
 
 // refused answers a request that the broker did not let through.
@@ -309,14 +298,3 @@ func (w *proxyWriter) FlushError() error {
 }
 
 func (w *proxyWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-// buffers are what answers are copied through.
-var buffers = bufferPool{sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}}
-
-type bufferPool struct{ p sync.Pool }
-
-func (b *bufferPool) Get() []byte { return *b.p.Get().(*[]byte) }
-func (b *bufferPool) Put(v []byte) {
-	clear(v)
-	b.p.Put(&v)
-}

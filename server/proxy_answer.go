@@ -3,7 +3,6 @@ package server
 import (
 	"bytes"
 	"cmp"
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -28,8 +27,7 @@ const smallAnswer = 32 << 10
 var notHandedBack = [...]string{"Alt-Svc", "Strict-Transport-Security", "Public-Key-Pins", "Clear-Site-Data", "Accept-Ranges", "Content-Encoding", "Refresh", "Nel", "Report-To", "Reporting-Endpoints"}
 
 // answered makes of the upstream's answer the one that the client gets.
-func (p *proxy) answered(res *http.Response) error {
-	t := passingOf(res.Request.Context())
+func (t *passing) answered(res *http.Response) error {
 	if err := t.Err(); err != nil {
 		return err
 	}
@@ -77,7 +75,7 @@ func (t *passing) maskBody(res *http.Response, decode []decoder) error {
 		b = t.mask.Bytes(b)
 		res.ContentLength = int64(len(b))
 		res.Header["Content-Length"] = []string{strconv.Itoa(len(b))}
-		t.w.whole = true
+		t.w.whole, t.small = true, b
 		res.Body = &outBody{bytes.NewReader(b), inner, res, t}
 		return nil
 	}
@@ -181,8 +179,7 @@ func (f *fault) Error() string { return f.Message }
 
 // failed answers for a request that brought no answer. What it says is fixed: an error's own text may hold what the
 // upstream sent.
-func (p *proxy) failed(_ http.ResponseWriter, r *http.Request, err error) {
-	t := passingOf(r.Context())
+func (p *proxy) failed(t *passing, err error) {
 	f, own := err.(*fault)
 	switch {
 	case t.Why() != "" || t.Err() != nil:
@@ -248,10 +245,6 @@ func upstreamFault(err error) *fault {
 		return badGateway(502, "the upstream closed the connection without a whole answer", "Whether the request took effect is not known: look before you send it again.")
 	}
 	return badGateway(502, "the upstream could not be reached, or its answer could not be read", again)
-}
-
-func withFailure(ctx context.Context, err error) context.Context {
-	return context.WithValue(ctx, failingKey{}, error(slotError{err}))
 }
 
 // slotError says why a key can't be put into its header.

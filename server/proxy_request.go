@@ -1,29 +1,28 @@
 package server
 
 import (
+	"context"
+	"maps"
 	"net/http"
-	"net/http/httputil"
 	"net/textproto"
 	"strings"
 )
 
 // notPassedOn are request headers beside those that a plan names. Cookie, Referer and Origin are a browser's, Range would
-// cut a key in two, Expect is answered here, and an Upgrade (ReverseProxy puts it back in) would take the upstream's
-// connection out of the masking and is an error to HTTP/2. What else is in it is between the client and us.
+// cut a key in two, Expect is answered here, and an Upgrade would take the upstream's connection out of the masking and is
+// an error to HTTP/2. What else is in it is between the client and us.
 var notPassedOn = map[string]bool{"Cookie": true, "Cookie2": true, "Referer": true, "Origin": true, "Range": true, "If-Range": true, "Expect": true, "Te": true,
 	"Via": true, "Forwarded": true, "Http2-Settings": true, "Alt-Used": true, "Accept-Encoding": true, "X-Method": true, "X-Override-Url": true, "Max-Forwards": true,
 	"Content-Location": true, "Connection": true, "Upgrade": true, "Dnt": true, "Early-Data": true, "Cf-Connecting-Ip": true, "X-Cluster-Client-Ip": true}
 
 var notPassedOnPrefixes = [...]string{"Proxy-", "X-Forwarded-", "X-Original-", "X-Rewrite-", "X-Http-Method", "X-Method-Over", "Sec-Fetch-", "Access-Control-", "X-Keylease-"}
 
-// rewrite makes of the client's request the one that the upstream gets. ReverseProxy has taken out already what
-// belongs to one connection.
-func rewrite(pr *httputil.ProxyRequest) {
-	t := passingOf(pr.In.Context())
-	out := pr.Out
-	url := t.Target.URL
-	url.RawQuery = t.call.query
-	out.Method, out.URL, out.Host, out.Trailer = t.Target.Method, url, url.Host, nil
+// outgoing makes of the client's request the one that the upstream gets.
+func (t *passing) outgoing(ctx context.Context) (*http.Request, error) {
+	to := t.Target.URL
+	to.RawQuery = t.call.query
+	out := (&http.Request{Method: t.Target.Method, URL: to, Host: to.Host, Header: maps.Clone(t.in.Header),
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}).WithContext(ctx)
 	h := out.Header
 	for _, name := range t.Lease.Plan.Drop() {
 		delete(h, name)
@@ -31,16 +30,35 @@ func rewrite(pr *httputil.ProxyRequest) {
 	for _, name := range t.Lease.Plan.Carriers() {
 		delete(h, name)
 	}
+	dropHops(h)
 	for name, values := range h {
 		if !passesOn(name) || holdsOurs(values) {
 			delete(h, name)
 		}
 	}
 	h["Accept-Encoding"] = []string{"identity"} // what is masked is the text itself, and a stream is not held up
+	if _, ok := h["User-Agent"]; !ok {
+		h["User-Agent"] = []string{""} // else net/http would name itself
+	}
 	if err := t.Target.Slot.Set(h, t.Value.Bytes()); err != nil {
-		*out = *out.WithContext(withFailure(out.Context(), err))
+		return nil, slotError{err}
+	}
+	return out, nil
+}
+
+// dropHops drops what belongs to one connection, and what its Connection header says does.
+func dropHops(h http.Header) {
+	for _, v := range h["Connection"] {
+		for name := range strings.SplitSeq(v, ",") {
+			delete(h, textproto.CanonicalMIMEHeaderKey(textproto.TrimString(name)))
+		}
+	}
+	for _, name := range hops {
+		delete(h, name)
 	}
 }
+
+var hops = [...]string{"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Trailer", "Transfer-Encoding", "Upgrade"}
 
 // passesOn reports whether a header of this name may go upstream. Some servers take _ for -, so that a name with one
 // could be any of those that are dropped.
@@ -74,12 +92,4 @@ func holdsOurs(values []string) bool {
 		}
 	}
 	return false
-}
-
-// failing carries why a request can't be sent to the transport, which is where ReverseProxy hears of errors.
-type failingKey struct{}
-
-func failureOf(r *http.Request) error {
-	err, _ := r.Context().Value(failingKey{}).(error)
-	return err
 }

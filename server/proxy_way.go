@@ -47,12 +47,9 @@ func newWays(extra []byte, egress *url.URL) *ways {
 	return w
 }
 
-// RoundTrip sends one request to the upstream that it was made for. Redirects are handed back.
-func (w *ways) RoundTrip(r *http.Request) (*http.Response, error) {
-	if err := failureOf(r); err != nil {
-		return nil, err
-	}
-	t, err := w.to(r.URL, passingOf(r.Context()).Lease.Plan)
+// send sends one request to the upstream that it was made for. Redirects are handed back.
+func (w *ways) send(r *http.Request, plan *use.Plan) (*http.Response, error) {
+	t, err := w.to(r.URL, plan)
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,9 @@ const (
 	memTable = 16 << 20
 	magic    = 0x4b4c // "KL": another program's Badger folder is refused by Badger itself
 
+	// stallAt is how many tables may wait to be merged before Badger stops writing until one is.
+	stallAt = 6
+
 	// reserve is what must be free before a group is written. Badger's log is a sparse mapped file: where the disk
 	// is full the process dies of SIGBUS, so we stop before.
 	reserve = 3 * memTable
@@ -34,7 +37,7 @@ func badgerOptions(dir string, log zerolog.Logger) badger.Options {
 		WithMemTableSize(memTable).
 		WithNumMemtables(2).
 		WithNumLevelZeroTables(2).
-		WithNumLevelZeroTablesStall(6).
+		WithNumLevelZeroTablesStall(stallAt).
 		WithNumCompactors(2).
 		WithValueLogFileSize(16 << 20).
 		WithValueThreshold(maxWrite).

@@ -126,4 +126,5 @@ type Report struct {
 	Authenticated bool   `json:"authenticated"` // the fingerprint is the pinned one and signed the head
 	FirstBad      uint64 `json:"first_bad,omitempty"`
 	Problem       string `json:"problem,omitempty"`
+	Base          *Base  `json:"base,omitempty"` // what the first of them follows; nil: nothing was pruned
 }

@@ -46,6 +46,8 @@ const (
 	EventStoreBackedUp     Event = "store.backed_up"     // somebody was given a copy of everything, sealed
 	EventStoreRestored     Event = "store.restored"      // ends all leases and approvals and disables all tokens, unless it says otherwise
 	EventLossAccepted      Event = "store.loss_accepted" // ends all leases and approvals and disables all tokens
+	EventTrailExported     Event = "trail.exported"      // somebody confirmed that a file holds the trail up to an event
+	EventTrailPruned       Event = "trail.pruned"
 )
 
 // row is an event with the fields that its details may have.
@@ -72,7 +74,7 @@ var rows = [...]row{
 	{EventLeaseExpired, endFields[:]},
 	{EventLeaseRevoked, endFields[:]},
 	{EventLeaseDenied, []string{"code", "reason", "delivery", "verb", "peer"}},
-	{EventLeasesEnded, []string{"identity", "identity_type", "leases", "reason"}},
+	{EventLeasesEnded, []string{"identity", "identity_type", "token_id", "leases", "reason"}},
 	{EventApprovalAsked, []string{"approval_id", "approval", "delivery", "ttl", "ttl_capped", "rule", "policy_hash", "terms", "question", "expires_at", "transport", "peer"}},
 	{EventApprovalGranted, answerFields[:]},
 	{EventApprovalDenied, answerFields[:]},
@@ -89,11 +91,13 @@ var rows = [...]row{
 	{EventServerFrozen, []string{"reason"}},
 	{EventServerThawed, []string{"reason"}},
 	{EventClockSetBack, []string{"from", "reason"}},
-	{EventTrailSuppressed, []string{"count", "event", "since"}},
 	{EventKeyRotated, []string{"generation", "source", "reason"}},
 	{EventStoreBackedUp, []string{"epoch", "head"}},
 	{EventStoreRestored, []string{"epoch", "head", "made", "missing", "until", "leases", "tokens", "approvals", "kept"}},
 	{EventLossAccepted, []string{"epoch", "held", "missing", "reason", "aside"}},
+	{EventTrailSuppressed, []string{"count", "event", "since", "reason"}},
+	{EventTrailExported, []string{"from", "to", "head", "file"}},
+	{EventTrailPruned, []string{"from", "to", "head"}},
 }
 
 var (

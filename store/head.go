@@ -78,10 +78,14 @@ func (s *Store) headWrite(epoch uint64, h head) write {
 func (s *Store) checkpointLoop() {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	look := time.NewTicker(watchEvery)
+	defer look.Stop()
 	for {
 		select {
 		case <-s.stop:
 			return
+		case <-look.C:
+			s.watchLevels()
 		case <-tick.C:
 			if err := s.checkpoint(); err != nil {
 				s.stopWriting(err)

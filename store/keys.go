@@ -7,7 +7,6 @@ import (
 	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -208,7 +207,4 @@ func (s *Store) MAC(label string, data []byte) [32]byte {
 }
 
 // fingerprint names the public key that verifies this store's heads.
-func (k *keyring) fingerprint() string {
-	sum := sha256.Sum256(k.sign.Public().(ed25519.PublicKey))
-	return "SHA256:" + base64.RawStdEncoding.EncodeToString(sum[:])
-}
+func (k *keyring) fingerprint() string { return fingerprintOf(k.sign.Public().(ed25519.PublicKey)) }

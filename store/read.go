@@ -9,18 +9,20 @@ import (
 )
 
 // walk passes the Entries from seq from to seq to, in order, each checked: its group opens, its number is the next,
-// its prev is the hash of the one before. What is not so is a *fault that names the first bad seq. txn is what it
-// sees: what is written meanwhile does not disturb.
+// its prev is the hash of the one before. What is not so is a *fault that names the first bad seq. What was pruned is
+// passed over. txn is what it sees: what is written meanwhile does not disturb.
 func (s *Store) walk(ctx context.Context, txn *badger.Txn, from, to uint64, fn func(*Entry) error) error {
-	from = max(from, 1)
-	if from > to {
-		return nil
+	return s.walkWith(ctx, txn, &walker{from: from, to: to, fn: fn})
+}
+
+func (s *Store) walkWith(ctx context.Context, txn *badger.Txn, w *walker) error {
+	w.groups.keys = s.keys
+	it, err := s.beginWalk(txn, w)
+	if err != nil || it == nil {
+		return err
 	}
-	w := walker{groups: groupReader{keys: s.keys}, from: from, to: to, fn: fn}
-	w.next = groupWith(txn, from)
-	it := txn.NewIterator(badger.IteratorOptions{Prefix: groupPrefix()})
 	defer it.Close()
-	for it.Seek(groupKey(w.next)); it.Valid() && w.next <= to; it.Next() {
+	for ; it.Valid() && w.next <= w.to; it.Next() {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -40,10 +42,32 @@ func (s *Store) walk(ctx context.Context, txn *badger.Txn, from, to uint64, fn f
 			return err
 		}
 	}
-	if w.next <= to {
-		return &fault{w.next, fmt.Sprintf("it is missing, and all up to %d", to)}
+	if w.next <= w.to {
+		return &fault{w.next, fmt.Sprintf("it is missing, and all up to %d", w.to)}
 	}
 	return nil
+}
+
+// beginWalk puts an iterator on the first group of a walk; nil if there is nothing to pass. The trail begins where the
+// base of this moment says, not of txn's: pruning takes groups away from whoever reads, except from iterators that are
+// open.
+func (s *Store) beginWalk(txn *badger.Txn, w *walker) (*badger.Iterator, error) {
+	s.dropping.RLock()
+	defer s.dropping.RUnlock()
+	base, err := s.readBase()
+	if err != nil {
+		return nil, err
+	}
+	w.from = max(w.from, base.Seq+1)
+	if w.from > w.to {
+		return nil, nil
+	}
+	if w.next = groupWith(txn, w.from); w.next <= base.Seq+1 { // what a crash left before it is not looked at
+		w.next, w.prev, w.linked = base.Seq+1, base.Hash, true
+	}
+	it := txn.NewIterator(badger.IteratorOptions{Prefix: groupPrefix()})
+	it.Seek(groupKey(w.next))
+	return it, nil
 }
 
 // walker is where a walk stands.
@@ -55,6 +79,7 @@ type walker struct {
 	prev     Digest // the hash before it
 	linked   bool   // prev is known
 	fn       func(*Entry) error
+	begin    func(first uint64) error // told of each group, if it is not nil
 }
 
 func (w *walker) group(first uint64, b []byte) error {
@@ -62,10 +87,15 @@ func (w *walker) group(first uint64, b []byte) error {
 	if err != nil {
 		return &fault{first, err.Error()}
 	}
-	if w.linked && g.prev != w.prev || first == 1 && g.prev != (Digest{}) {
+	if w.linked && g.prev != w.prev {
 		return &fault{first, "it does not follow the event before it"}
 	}
 	w.prev, w.linked = g.prev, true
+	if w.begin != nil {
+		if err := w.begin(first); err != nil {
+			return err
+		}
+	}
 	for range g.count {
 		b, err := g.next()
 		if err != nil {
@@ -116,6 +146,15 @@ func groupWith(txn *badger.Txn, seq uint64) uint64 {
 
 // lastOnDisk reads the last group and returns where the trail ends.
 func (s *Store) lastOnDisk() (h head, err error) {
+	base, err := s.readBase()
+	if err != nil {
+		return head{}, err
+	}
+	defer func() {
+		if err == nil && h.seq <= base.Seq { // what is there was to be dropped
+			h = base.head()
+		}
+	}()
 	err = s.db.View(func(txn *badger.Txn) error {
 		first := groupWith(txn, ^uint64(0))
 		item, err := txn.Get(groupKey(first))
@@ -155,7 +194,8 @@ func (s *Store) Entries(ctx context.Context, from uint64, fn func(*Entry) error)
 }
 
 // Load rebuilds what the trail tells: it passes the last snapshot and its seq to restore (nil and 0 if there is none),
-// then each Entry after it to apply. A snapshot that does not hold is left aside, since the trail tells all.
+// then each Entry after it to apply. A snapshot that does not hold is left aside, since the trail tells all; of a trail
+// that was pruned it does not, and without a snapshot that goes as far as its base that is ErrIntegrity.
 func (s *Store) Load(restore func(snapshot []byte, seq uint64) error, apply func(*Entry) error) error {
 	to := s.durable().seq
 	return s.db.View(func(txn *badger.Txn) error {
@@ -163,6 +203,14 @@ func (s *Store) Load(restore func(snapshot []byte, seq uint64) error, apply func
 		if err != nil {
 			s.log.Error().Err(err).Msg("the snapshot is damaged and not used; the whole trail is read instead")
 			data, at = nil, head{}
+		}
+		base, baseErr := s.readBase()
+		if baseErr != nil {
+			return baseErr
+		}
+		if at.seq < base.Seq {
+			return fmt.Errorf("%w: the trail begins after event %d, and the snapshot that tells what was before is missing or damaged: restore the folder from a backup",
+				ErrIntegrity, base.Seq)
 		}
 		if err := restore(data, at.seq); err != nil {
 			return fmt.Errorf("restoring the snapshot: %w", err)

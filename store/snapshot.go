@@ -2,7 +2,6 @@ package store
 
 import (
 	"bytes"
-	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -124,14 +123,10 @@ func (s *Store) readSnapshot(txn *badger.Txn, to uint64) ([]byte, head, error) {
 		return nil, head{}, fmt.Errorf("it was taken at event %d, which the trail does not have", m.seq)
 	}
 	if m.seq > 0 {
-		err := s.walk(context.Background(), txn, m.seq, m.seq, func(e *Entry) error {
-			if e.Hash != m.hash {
-				return fmt.Errorf("it was taken at another event %d", m.seq)
-			}
-			return nil
-		})
-		if err != nil {
+		if hash, err := s.hashAt(m.seq); err != nil {
 			return nil, head{}, err
+		} else if hash != m.hash {
+			return nil, head{}, fmt.Errorf("it was taken at another event %d", m.seq)
 		}
 	}
 	data := []byte{} // never nil: an empty snapshot is one

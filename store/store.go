@@ -18,6 +18,7 @@
 //	v · hash(id) · version u32   the value under that key          record.go
 //	k                            a root key that is being replaced rotate.go
 //	h                            the newest signed head            head.go
+//	b                            where the trail begins            base.go
 //	m, s · generation · n u32    snapshot manifest and chunks      snapshot.go
 package store
 
@@ -89,6 +90,10 @@ type Store struct {
 
 	rotation sync.Mutex  // held by whoever replaces the root key; taken before disk
 	rotated  atomic.Bool // see Rotated
+
+	lagging  atomic.Int32 // looks in a row that found merging behind: see watchLevels
+	pruning  sync.Mutex   // held by Prune, and by whoever reads more of the store than one iterator sees
+	dropping sync.RWMutex // for writing while groups are dropped, for reading while an iterator is put on them
 
 	stop      chan struct{}
 	running   sync.WaitGroup
@@ -215,11 +220,10 @@ func (s *Store) checkAgainst(h, known head, what string) error {
 	}
 	hash := h.hash
 	if known.seq < h.seq {
-		e, err := s.entryAt(known.seq)
-		if err != nil {
+		var err error
+		if hash, err = s.hashAt(known.seq); err != nil {
 			return err
 		}
-		hash = e.Hash
 	}
 	if hash != known.hash {
 		return &fault{known.seq, "it is not the one that " + what + " knows"}

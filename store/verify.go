@@ -8,7 +8,8 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// Verify recomputes the trail from its first event to the one that is last when it is called, and holds it against
+// Verify recomputes the trail from its first event, or the first that was not pruned, to the one that is last when it
+// is called, and holds it against
 // the anchor and the signed head. What it finds is in the Report; an error means that it could not look. pinned is
 // the fingerprint that the operator noted when the store was made: without it the trail is found consistent, not
 // authenticated. It may run while the store is written to.
@@ -22,6 +23,10 @@ func (s *Store) Verify(ctx context.Context, pinned string) (Report, error) {
 	h := s.durable()
 	s.disk.Unlock()
 	r := Report{Fingerprint: s.Fingerprint(), HeadSeq: h.seq, Head: h.hash}
+	base, baseErr := s.readBase()
+	if baseErr == nil && base.Seq > 0 {
+		r.Base = &base
+	}
 	known := []knownHead{{anchored.head, "the anchor"}, {signed.head, "the signed head"}, {h, "the running store"}}
 	err := s.db.View(func(txn *badger.Txn) error {
 		return s.walk(ctx, txn, 1, h.seq, func(e *Entry) error {

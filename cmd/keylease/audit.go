@@ -50,7 +50,7 @@ func (a *app) auditCommand() *cobra.Command {
 	f.IntVar(&q.Limit, "limit", 0, "only the newest so many (default all)")
 	f.BoolVar(&q.Follow, "follow", false, "go on with what happens from now on; with --json one object a line")
 	c.SuggestionsMinimumDistance = 2
-	c.AddCommand(a.auditVerifyCommand())
+	c.AddCommand(a.auditVerifyCommand(), a.auditExportCommand(), a.auditConfirmCommand(), a.auditStatusCommand())
 	return c
 }
 
@@ -138,10 +138,15 @@ func writeEntry(w io.Writer, data []byte) error {
 
 func (a *app) auditVerifyCommand() *cobra.Command {
 	var key string
+	var files []string
+	var withStore bool
 	c := &cobra.Command{Use: "verify", Short: "Recompute the whole trail and say whether anything in it was changed", Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if cmd.Flags().Changed("key") && !isFingerprint(key) {
 				return usagef("copy it whole, as init and serve print it", "--key is not a fingerprint: that is SHA256: and 43 characters")
+			}
+			if len(files) > 0 {
+				return a.verifyFiles(cmd.Context(), files, key, withStore)
 			}
 			return a.withAdmin(func(c *server.AdminClient) error {
 				r, err := c.Verify(cmd.Context(), key)
@@ -155,6 +160,8 @@ func (a *app) auditVerifyCommand() *cobra.Command {
 			})
 		}}
 	c.Flags().StringVar(&key, "key", "", "fingerprint that init or serve printed; without it the trail is consistent, but not authenticated")
+	c.Flags().StringArrayVar(&files, "file", nil, "verify this export instead, without store or daemon; once for each file, in any order")
+	c.Flags().BoolVar(&withStore, "with-store", false, "with --file: verify the store too, and that the files lead up to its trail")
 	return c
 }
 
@@ -173,6 +180,9 @@ func verified(w io.Writer, r server.VerifyReport) {
 		how = "authenticated"
 	}
 	fmt.Fprintf(w, "the trail is %s\n%s, signed by %s\n", how, plural(int(r.Entries), "event"), r.Fingerprint)
+	if b := r.Base; b != nil {
+		fmt.Fprintf(w, "from event %d on: those before were pruned at %s, exported up to event %d; the base is signed\n", b.Seq+1, moment(b.Pruned), b.Exported)
+	}
 }
 
 func verdict(r server.VerifyReport, key string) error {

@@ -43,6 +43,7 @@ type Config struct {
 	Admin          AdminConfig  `koanf:"admin" yaml:"admin"`
 	Proxy          ProxyConfig  `koanf:"proxy" yaml:"proxy"`
 	Log            LogConfig    `koanf:"log" yaml:"log"`
+	Audit          AuditConfig  `koanf:"audit" yaml:"audit"`
 	Grace          string       `koanf:"grace" yaml:"grace"`       // how long leases outlive the session they were taken in
 	IdleStop       string       `koanf:"idleStop" yaml:"idleStop"` // how long a daemon that was started automatically stays with nothing to do
 
@@ -75,6 +76,11 @@ type IdentitiesConfig struct {
 // ApprovalsConfig is about questions to people.
 type ApprovalsConfig struct {
 	Notify []string `koanf:"-" yaml:"notify"` // a program that is told of each new question, and its arguments; never a shell's words
+}
+
+// AuditConfig is about the trail.
+type AuditConfig struct {
+	Keep string `koanf:"keep" yaml:"keep"` // how long events stay in the store at least, as in 400d; what confirmed exports hold may go then. "": for ever
 }
 
 // LogConfig is about the daemon's log on stderr.
@@ -110,6 +116,7 @@ type settings struct {
 	policyNamed     string // what named the policy file, as an error begins; "": the default path, where none needs to be
 	explicitKey     bool   // the root key's file was named by a flag, the environment or keylease.yaml
 	grace, idleStop time.Duration
+	keepTrail       time.Duration // 0: for ever
 	level           zerolog.Level
 	passphrase      passphrase.Hash
 }
@@ -207,6 +214,11 @@ func (s *settings) understand(socket string, from sources) (err error) {
 	}
 	if s.idleStop, err = ttl.Parse(s.IdleStop); err != nil {
 		return from.fault("idleStop", unitHint(s.IdleStop), "%s", err)
+	}
+	if s.Audit.Keep != "" {
+		if s.keepTrail, err = ttl.Parse(s.Audit.Keep); err != nil {
+			return from.fault("audit.keep", unitHint(s.Audit.Keep), "%s", err)
+		}
 	}
 	limits := map[string]float64{"callRate": s.Limits.CallRate, "callBurst": float64(s.Limits.CallBurst),
 		"failureRate": s.Limits.FailureRate, "failureBurst": float64(s.Limits.FailureBurst),
@@ -313,7 +325,7 @@ func durations(err error) error {
 		return err
 	}
 	for i, f := range faults {
-		for _, key := range [...]string{"grace", "idleStop"} {
+		for _, key := range [...]string{"grace", "idleStop", "keep"} {
 			if strings.HasPrefix(f.Message, key+" must be text") {
 				faults[i].Message = key + " is a length of time: write it with a unit, as in 5s or 5m"
 			}

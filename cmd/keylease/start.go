@@ -148,7 +148,7 @@ func (a *app) open(ctx context.Context, o opening) (*lease.Broker, func() error,
 		a.tellMade(o.settings)
 	}
 	b, err := lease.Open(ctx, lease.Config{Store: st, PolicyFile: policyFile(o.PolicyFile), DropPolicy: o.dropPolicy,
-		Log: o.log, Now: time.Now, Up: boottime.Up, Boot: boottime.Boot(), AcceptClock: o.acceptClock, Grace: o.grace, KeySource: source, Version: version(),
+		Log: o.log, Now: time.Now, Up: boottime.Up, Boot: boottime.Boot(), AcceptClock: o.acceptClock, Grace: o.grace, KeepTrail: o.keepTrail, KeySource: source, Version: version(),
 		NewKey: made, DenyDeclared: o.Identities.Declared == deny,
 		Asked: server.NewNotifier(ctx, o.Approvals.Notify, o.home, o.log).Notify})
 	if errors.Is(err, fs.ErrNotExist) {

@@ -230,13 +230,13 @@ func (b *Broker) remove(admin identity.Caller, c *credential) error {
 }
 
 // revokeAll ends the leases in set, waits until that is on disk, and returns how many were live. Caller holds mu.
-func (b *Broker) revokeAll(admin identity.Caller, set map[*lease]struct{}, reason string) (int, error) {
-	now := b.now()
+func (b *Broker) revokeAll(admin identity.Caller, set leaseSet, reason string) (int, error) {
+	set, now := slices.Clone(set), b.now() // each that ends leaves its sets
 	if err := b.expireDue(now); err != nil {
 		return 0, err
 	}
 	n := 0
-	for l := range maps.Clone(set) {
+	for _, l := range set {
 		if b.ix.leases[l.id] != l {
 			continue // its time was up just now
 		}
@@ -295,10 +295,10 @@ func (f Filter) picks(l *lease) bool {
 func (b *Broker) Leases(f Filter) []Info {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	set := map[*lease]struct{}{}
+	var set leaseSet
 	for _, l := range b.ix.leases {
 		if f.picks(l) {
-			set[l] = struct{}{}
+			set = append(set, l)
 		}
 	}
 	infos := []Info{}
@@ -338,7 +338,7 @@ func (b *Broker) Credential(name string) (CredentialInfo, error) {
 func (b *Broker) info(c *credential) CredentialInfo {
 	now := b.now()
 	i := CredentialInfo{Name: c.rec.Name, Type: c.rec.Type, State: c.state(), Metadata: maps.Clone(c.rec.Metadata),
-		Policy: c.rec.Policy, Expose: c.rec.Expose, Upstream: c.rec.Upstream, Versions: []VersionInfo{}, LeasesInUse: len(byExpiry(c.leases, now)),
+		Policy: c.rec.Policy, Expose: c.rec.Expose, Upstream: c.rec.Upstream, Versions: []VersionInfo{}, LeasesInUse: c.leases.live(now),
 		CreatedAt: c.rec.CreatedAt, UpdatedAt: c.rec.UpdatedAt, RotationDue: c.rotationDue(now)}
 	if i.Metadata == nil {
 		i.Metadata = map[string]string{}

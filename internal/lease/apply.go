@@ -17,6 +17,7 @@ import (
 // content where the caller has it (a change being made), nil when replaying, where loadRecords reads the last one.
 func (ix *index) apply(e *store.Entry, rec any) error {
 	ix.noteUse(e)
+	ix.books.note(e)
 	switch e.Event {
 	case store.EventCredentialCreated, store.EventCredentialUpdated, store.EventCredentialRotated,
 		store.EventCredentialRevoked, store.EventVersionDestroyed:
@@ -62,10 +63,11 @@ func (ix *index) applyCredential(e *store.Entry, rec any) error {
 		}
 	}
 	if c == nil {
-		c = &credential{values: map[int]store.RecordRef{}, leases: map[*lease]struct{}{}}
+		c = &credential{values: map[int]store.RecordRef{}}
 		c.rec.ID, c.rec.Name = e.CredentialID, e.Credential
 		ix.addCredential(c)
 	}
+	ix.changed++
 	if r, ok := rec.(credentialRecord); ok {
 		c.is(r)
 		for _, v := range r.Versions {

@@ -150,7 +150,7 @@ func (b *Broker) ask(caller identity.Caller, q Question, d policy.Decision, now 
 		return admitted{}, r
 	}
 	if n, frees := b.pending(key, now); n >= MaxPending {
-		b.suppress(key, now)
+		b.suppress(suppressed{by: key, event: "rate_limited"}, now)
 		r := refuse(RateLimited, fmt.Sprintf("%d of your questions wait for a person already, as many as may", n),
 			"Tell the user that those are waiting. Call lease_credential with the approval_id of one of them, or wait for retry_after.")
 		r.RetryAfter = max(frees.Sub(now), time.Second)

@@ -41,6 +41,8 @@ type Config struct {
 	KeySource   string        // where the root key came from, for the record
 	Version     string
 
+	KeepTrail time.Duration // how long events are kept at least; those that confirmed exports hold may go then. 0: for ever
+
 	Asked func(ApprovalInfo) // told of each new question, once it is on disk; must not block. nil: nobody is
 
 	// NewKey makes a root key and keeps it, on disk, beside the one in force. nil: that one does not come from a file.
@@ -74,9 +76,9 @@ type Broker struct {
 	rebuilt      time.Time // when the index was last rebuilt, or that was tried
 	newest       written   // the change submitted last: once it is durable, all are
 	lastCall     time.Time
-	destroySince time.Time // when keys to destroy began to wait for a quiet moment
-	observed     time.Time // when the time was last written down
-	skewTold     bool      // that the wall clock is far behind
+	destroySince time.Time    // when keys to destroy began to wait for a quiet moment
+	observed     store.Moment // when the time was last written down
+	skewTold     bool         // that the wall clock is far behind
 
 	wake     chan struct{} // tells Run that the next deadline may have changed
 	newEntry notifier      // tells Follow that the trail grew
@@ -304,6 +306,7 @@ func (b *Broker) change(c store.Change, rec any) (store.Entry, error) {
 // It does not close the store.
 func (b *Broker) Close() error {
 	b.lastUses()
+	b.uses.wipeAll()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.broken != nil {

@@ -108,12 +108,12 @@ func (b *Broker) observe() time.Duration {
 	if len(b.ix.leases)+len(b.ix.asked) > 0 {
 		every = observeLeases
 	}
-	m := b.moment()
-	wait := m.Time.Add(-every).Sub(b.observed)
-	if wait < 0 {
-		return -wait
+	m, was := b.moment(), b.observed
+	jumped := m.Time.Sub(was.Time)-(m.Up-was.Up) >= noSkew // so that a kill does not take it back
+	if left := every - m.Time.Sub(was.Time); left > 0 && !jumped {
+		return left
 	}
-	b.observed = m.Time
+	b.observed = m
 	if err := b.store.Observe(m); err != nil {
 		b.cfg.Log.Error().Err(err).Msg("how far the clock has come can't be written down")
 	}
@@ -141,6 +141,9 @@ func (b *Broker) tellSkew() {
 // endAll ends every lease and every question with reason, and waits until that is on disk. Caller holds mu.
 func (b *Broker) endAll(reason string) error {
 	now := b.now()
+	if err := b.expireDue(now); err != nil {
+		return err
+	}
 	for _, l := range b.ix.leases {
 		if _, _, err := b.end(l, store.EventLeaseRevoked, identity.Caller{}, now, reason); err != nil {
 			return err
@@ -214,5 +217,6 @@ func (b *Broker) settleClock(lost bool) error {
 			return fmt.Errorf("ending the leases: %w", err)
 		}
 	}
-	return b.store.Observe(b.moment())
+	b.observed = b.moment()
+	return b.store.Observe(b.observed)
 }

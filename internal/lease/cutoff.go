@@ -15,8 +15,9 @@ import (
 // So it is the order of the trail that tells what was held before and after, never the clock.
 type holding struct {
 	of     identity.Holder
-	leases map[*lease]struct{}
-	cut    *cutoff // nil: it goes on
+	leases leaseSet
+	counts map[string]*ruleCount // by the rule's name; of those that were asked for
+	cut    *cutoff               // nil: it goes on
 }
 
 // cutoff ended a holding. Each of its leases gives nothing from there on; the sweeper writes its terminal Entry later.
@@ -27,18 +28,28 @@ type cutoff struct {
 }
 
 // held returns the leases of an identity since its last cutoff.
-func (ix *index) held(of identity.Holder) map[*lease]struct{} {
+func (ix *index) held(of identity.Holder) leaseSet {
 	if h := ix.holders[of]; h != nil {
 		return h.leases
 	}
 	return nil
 }
 
+// ownedBy returns those of p's identity that p itself opened.
+func (ix *index) ownedBy(p identity.Principal) (set leaseSet) {
+	for _, l := range ix.held(p.Holder()) {
+		if l.owner == p {
+			set = append(set, l)
+		}
+	}
+	return set
+}
+
 // holdingOf returns what of holds, to add to.
 func (ix *index) holdingOf(of identity.Holder) *holding {
 	h := ix.holders[of]
 	if h == nil {
-		h = &holding{of: of, leases: map[*lease]struct{}{}}
+		h = &holding{of: of}
 		ix.holders[of] = h
 	}
 	return h
@@ -47,7 +58,7 @@ func (ix *index) holdingOf(of identity.Holder) *holding {
 // letGo takes an ended lease out of its holding.
 func (ix *index) letGo(l *lease) {
 	h := l.held
-	if delete(h.leases, l); len(h.leases) > 0 {
+	if h.drop(l); len(h.leases) > 0 {
 		return
 	}
 	if h.cut != nil {
@@ -64,10 +75,53 @@ func (ix *index) applyLeasesEnded(e *store.Entry) {
 	if h == nil {
 		return
 	}
+	if id := e.Details.Get("token_id"); id != "" {
+		if h = ix.takenWith(h, identity.Principal{Type: of.Type, Name: of.Name, Proof: identity.Token, By: "token:" + id}); len(h.leases) == 0 {
+			return
+		}
+	}
 	by := identity.Principal{Type: identity.Type(e.Identity.Type), Name: e.Identity.Name, By: e.Identity.By}
 	h.cut = &cutoff{At: e.Time, By: by, Reason: e.Details.Get("reason")}
-	delete(ix.holders, of)
+	if ix.holders[of] == h {
+		delete(ix.holders, of)
+	}
 	ix.cut = append(ix.cut, h)
+}
+
+// takenWith takes out of h what p holds, as a holding of its own: others may have leases under the same name.
+func (ix *index) takenWith(h *holding, p identity.Principal) *holding {
+	out := &holding{of: h.of}
+	for _, l := range ix.ownedBy(p) {
+		h.drop(l)
+		l.held = out
+		out.add(l)
+	}
+	if len(h.leases) == 0 {
+		delete(ix.holders, h.of)
+	}
+	return out
+}
+
+// cutOffToken ends all that was taken with a token, by one Entry. Caller holds mu, and waits for the disk.
+func (b *Broker) cutOffToken(admin identity.Caller, t *token, reason string) error {
+	now := b.now()
+	if err := b.expireDue(now); err != nil {
+		return err
+	}
+	n := len(b.ix.ownedBy(t.principal()))
+	if n == 0 {
+		return nil
+	}
+	e := entry(store.EventLeasesEnded, admin)
+	e.Time = now
+	e.Details = store.DetailsOf("identity", t.rec.Identity, "identity_type", string(t.rec.Type), "token_id", t.rec.ID,
+		"leases", strconv.Itoa(n), "reason", reason)
+	if _, err := b.submit(store.Change{Entry: e}, nil); err != nil {
+		return err
+	}
+	b.uses.endWhere(func(id string) bool { l := b.ix.leases[id]; return l == nil || l.held.cut != nil }, reason)
+	b.poke()
+	return nil
 }
 
 // cutOff ends all that the identities of f hold, by one Entry each, and returns how many leases that were.
@@ -99,16 +153,15 @@ func (b *Broker) cutOff(admin identity.Caller, f Filter, reason string) (int, er
 // writeCut writes the terminal Entries of at most max leases that a cutoff ended. Caller holds mu.
 func (b *Broker) writeCut(now time.Time, max int) (all []written, err error) {
 	for len(b.ix.cut) > 0 {
-		for l := range b.ix.cut[0].leases {
-			if len(all) >= max {
-				return all, nil
-			}
-			_, w, err := b.end(l, store.EventLeaseRevoked, identity.Caller{}, now, "")
-			if err != nil {
-				return all, err
-			}
-			all = append(all, w)
+		if len(all) >= max {
+			return all, nil
 		}
+		held := b.ix.cut[0].leases
+		_, w, err := b.end(held[len(held)-1], store.EventLeaseRevoked, identity.Caller{}, now, "")
+		if err != nil {
+			return all, err
+		}
+		all = append(all, w)
 	}
 	return all, nil
 }
@@ -127,10 +180,10 @@ func (b *Broker) RevokeLeases(_ context.Context, admin identity.Caller, f Filter
 	if f.Identity != "" && f.Credential == "" && f.LeaseID == "" {
 		return b.cutOff(admin, f, reason)
 	}
-	set := map[*lease]struct{}{}
+	var set leaseSet
 	for _, l := range b.ix.leases {
 		if f.picks(l) {
-			set[l] = struct{}{}
+			set = append(set, l)
 		}
 	}
 	return b.revokeAll(admin, set, reason)

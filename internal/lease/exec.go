@@ -163,14 +163,18 @@ func (b *Broker) meant(caller identity.Caller, r *ExecRequest) (argv []string, o
 		return nil, false, notAvailable()
 	}
 	d := b.policy.current.Decide(b.question(caller.Principal, c))
-	for _, l := range slices.Backward(byExpiry(c.leases, now)) { // the one that ends last
+	var last *lease // the one that ends last
+	for _, l := range c.leases {
 		// One that the policy of now stopped is passed by: what it wants instead, such as a person's yes, a new one can get.
 		// So is, for a program that goes on with the value, one that ends with a command.
 		mine := l.owner == caller.Principal && l.delivery == policy.Exec && l.version == c.current()
-		if mine && goesOn(l, d) && !(r.Keep && b.uses.wasOpened(l.id)) {
-			r.LeaseID = l.id
-			return argv, false, nil
+		if mine && l.live(now) && goesOn(l, d) && !(r.Keep && b.uses.wasOpened(l.id)) && (last == nil || sooner(last, l) < 0) {
+			last = l
 		}
+	}
+	if last != nil {
+		r.LeaseID = last.id
+		return argv, false, nil
 	}
 	b.sessions[caller.Session] = caller.Principal // before the lease that is bound to it
 	return argv, true, nil

@@ -14,13 +14,13 @@ import (
 // lifted is an index that has one of each.
 func lifted() *index {
 	ix := newIndex()
-	c := &credential{values: map[int]store.RecordRef{1: {Kind: store.KindValue, ID: "cr_1", Version: 1, Seq: 2}}, leases: map[*lease]struct{}{}}
+	c := &credential{values: map[int]store.RecordRef{1: {Kind: store.KindValue, ID: "cr_1", Version: 1, Seq: 2}}}
 	c.rec.ID, c.rec.Name = "cr_1", "db"
 	ix.addCredential(c)
 	p := identity.Principal{Type: identity.Agent, Name: "alice", Proof: identity.Token, By: "token:tk_1"}
 	at := time.Date(2026, 11, 23, 9, 0, 0, 0, time.UTC)
 	ix.addLease(&lease{id: "ls_1", owner: p, session: "ses_1", cred: c, version: 1, delivery: policy.Value, issued: at, expires: at.Add(time.Hour), maxAt: at.Add(time.Hour)}, ix.holdingOf(p.Holder()))
-	cut := &holding{of: p.Holder(), leases: map[*lease]struct{}{}, cut: &cutoff{At: at, By: p, Reason: "why"}}
+	cut := &holding{of: p.Holder(), cut: &cutoff{At: at, By: p, Reason: "why"}}
 	ix.addLease(&lease{id: "ls_2", owner: p, cred: c, version: 1, delivery: policy.Value, issued: at, expires: at.Add(time.Hour), maxAt: at.Add(time.Hour)}, cut)
 	ix.cut, ix.frozen = append(ix.cut, cut), &Frozen{Since: at, Reason: "why"}
 	ix.ended.add(endedLease{ID: "ls_0", Owner: p, State: Released, Issued: at, At: at})

@@ -1,7 +1,6 @@
 package lease
 
 import (
-	"cmp"
 	"container/heap"
 	"slices"
 	"time"
@@ -24,7 +23,6 @@ type index struct {
 	due      deadlines
 	holders  map[identity.Holder]*holding // what each identity holds since its last cutoff
 	cut      []*holding                   // what cutoffs ended, as long as a terminal Entry is missing
-	owners   map[identity.Principal]map[*lease]struct{}
 	ended    endedRing
 	tokens   map[string]*token
 	removed  map[string]bool           // names that were removed: a seed file does not bring them back
@@ -36,8 +34,10 @@ type index struct {
 	asked    map[string]*approval      // by id: the open ones and, for a while, how the others ended
 	denials  map[string]denials        // by rate key
 	answered []*approval               // those of asked that are over, the first first
+	changed  int                       // grows with each change of a credential's record
 	seq      uint64                    // of the newest Entry read back from the trail
 	newest   time.Time                 // of any Entry read back from the trail
+	books    books
 }
 
 type policyMark struct {
@@ -49,10 +49,11 @@ type credential struct {
 	rec     credentialRecord
 	ref     store.RecordRef
 	values  map[int]store.RecordRef
-	leases  map[*lease]struct{}
-	plan    *use.Plan // what rec's upstream means; nil: it has none
-	damaged string    // why its record can't be believed; "" when it can
-	hash    string    // see terms; "": not asked for yet
+	leases  leaseSet
+	inUse   []versionUse // of how many of leases each version is
+	plan    *use.Plan    // what rec's upstream means; nil: it has none
+	damaged string       // why its record can't be believed; "" when it can
+	hash    string       // see terms; "": not asked for yet
 }
 
 // is makes r the record of c. What its upstream can't mean was refused when it was stored.
@@ -130,6 +131,7 @@ type lease struct {
 	durable    bool            // its lease.created is on disk: only then may its value leave
 	held       *holding        // what its owner's name holds, this lease among it
 	at         int             // place in the heap
+	place      [setKinds]int   // in its sets
 }
 
 // deadline is when the lease ends if nobody does anything.
@@ -192,8 +194,8 @@ func (t *token) principal() identity.Principal {
 func newIndex() *index {
 	return &index{
 		creds: map[string]*credential{}, byID: map[string]*credential{}, leases: map[string]*lease{}, handles: map[[32]byte]*lease{},
-		holders: map[identity.Holder]*holding{}, owners: map[identity.Principal]map[*lease]struct{}{},
-		ended: newEndedRing(), tokens: map[string]*token{}, removed: map[string]bool{},
+		holders: map[identity.Holder]*holding{},
+		ended:   newEndedRing(), tokens: map[string]*token{}, removed: map[string]bool{},
 		destroy: map[store.ValueRef]string{}, secrets: map[[32]byte]tokenText{}, asked: map[string]*approval{}, denials: map[string]denials{},
 	}
 }
@@ -218,13 +220,13 @@ func (ix *index) dropCredential(c *credential) {
 // addLease adds l to what is held, which is the holding of its owner's name unless a snapshot says another.
 func (ix *index) addLease(l *lease, held *holding) {
 	ix.leases[l.id] = l
-	l.cred.leases[l] = struct{}{}
+	l.cred.leases.add(l, ofCredential)
+	l.cred.use(l.version, 1)
 	if l.handle != nil {
 		ix.handles[*l.handle] = l
 	}
 	l.held = held
-	held.leases[l] = struct{}{}
-	put(ix.owners, l.owner, l)
+	held.add(l)
 	heap.Push(&ix.due, l)
 }
 
@@ -233,9 +235,9 @@ func (ix *index) endLease(l *lease, state State, at time.Time) {
 	if l.handle != nil {
 		delete(ix.handles, *l.handle)
 	}
-	delete(l.cred.leases, l)
+	l.cred.leases.drop(l, ofCredential)
+	l.cred.use(l.version, -1)
 	ix.letGo(l)
-	drop(ix.owners, l.owner, l)
 	heap.Remove(&ix.due, l.at)
 	ix.ended.add(endedLease{ID: l.id, Owner: l.owner, State: state, Issued: l.issued, At: at})
 	ix.retire(l.cred, l.version)
@@ -251,40 +253,26 @@ func (ix *index) retire(c *credential, version int) {
 }
 
 func (c *credential) used(version int) bool {
-	for l := range c.leases {
-		if l.version == version {
+	for _, u := range c.inUse {
+		if u.version == version {
 			return true
 		}
 	}
 	return false
 }
 
-func put[K comparable](m map[K]map[*lease]struct{}, k K, l *lease) {
-	if m[k] == nil {
-		m[k] = map[*lease]struct{}{}
-	}
-	m[k][l] = struct{}{}
-}
+// versionUse is how many leases are of a version, which is some.
+type versionUse struct{ version, n int }
 
-func drop[K comparable](m map[K]map[*lease]struct{}, k K, l *lease) {
-	delete(m[k], l)
-	if len(m[k]) == 0 {
-		delete(m, k)
+func (c *credential) use(version, by int) {
+	at := slices.IndexFunc(c.inUse, func(u versionUse) bool { return u.version == version })
+	if at < 0 {
+		c.inUse = append(c.inUse, versionUse{version, by})
+		return
 	}
-}
-
-// byExpiry returns the leases in set that are live at now, the one that ends first at the front.
-func byExpiry(set map[*lease]struct{}, now time.Time) []*lease {
-	live := make([]*lease, 0, len(set))
-	for l := range set {
-		if l.live(now) {
-			live = append(live, l)
-		}
+	if c.inUse[at].n += by; c.inUse[at].n == 0 {
+		c.inUse = slices.Delete(c.inUse, at, at+1)
 	}
-	slices.SortFunc(live, func(a, b *lease) int {
-		return cmp.Or(a.deadline().Compare(b.deadline()), cmp.Compare(a.id, b.id))
-	})
-	return live
 }
 
 // deadlines is a heap of live leases, the next to end on top.

@@ -31,6 +31,8 @@ type uses struct {
 	cut      map[*Use]struct{}            // told to stop, and have not yet
 	commands map[string]bool              // leases that were opened for a command
 	limits   map[string]*rate.Limiter     // of proxied requests, by lease
+	values   map[string]*heldValue        // of leases by proxy that are used again and again
+	resting  *time.Timer                  // looks for those that no longer are; nil: there are none
 	queue    []queued                     // oldest first
 	writing  bool
 }
@@ -41,7 +43,7 @@ type queued struct {
 }
 
 func newUses() *uses {
-	return &uses{of: map[string]map[*Use]struct{}{}, cut: map[*Use]struct{}{}, commands: map[string]bool{}, limits: map[string]*rate.Limiter{}}
+	return &uses{of: map[string]map[*Use]struct{}{}, cut: map[*Use]struct{}{}, commands: map[string]bool{}, limits: map[string]*rate.Limiter{}, values: map[string]*heldValue{}}
 }
 
 func (s *uses) add(u *Use) {
@@ -105,6 +107,7 @@ func (s *uses) end(id, why string) {
 	defer s.mu.Unlock()
 	delete(s.limits, id)
 	delete(s.commands, id)
+	s.wipe(id)
 	s.stop(s.of[id], why)
 }
 
@@ -112,6 +115,11 @@ func (s *uses) end(id, why string) {
 func (s *uses) endWhere(over func(id string) bool, why string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for id := range s.values {
+		if over(id) {
+			s.wipe(id)
+		}
+	}
 	for id, all := range s.of {
 		if over(id) {
 			s.stop(all, why)

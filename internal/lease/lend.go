@@ -83,6 +83,9 @@ func (b *Broker) admit(caller identity.Caller, r *Request) (admitted, error) {
 	if b.store.Full() { // what is left is for releasing, ending and recording
 		return none, storeFull()
 	}
+	if err := b.affords(caller.Principal, now); err != nil {
+		return none, err
+	}
 	yes, ask, err := b.agreed(caller, r, c, d, delivery, now)
 	if err != nil || ask.asked != nil {
 		return ask, err
@@ -197,39 +200,50 @@ func permitted(d policy.Decision, r Request, c *credential, caller identity.Call
 // count and the lease that follows it. Caller holds mu.
 func (b *Broker) room(c *credential, p identity.Principal, d policy.Decision, now time.Time) error {
 	if d.MaxLeases > 0 && len(c.leases) >= d.MaxLeases {
-		live := byExpiry(c.leases, now)
-		if len(live) >= d.MaxLeases {
-			return limitReached(fmt.Sprintf("all %d leases that this credential allows at a time are in use", d.MaxLeases), live[len(live)-d.MaxLeases], live, p, now)
+		n := len(c.leases)
+		if len(b.ix.cut) > 0 { // what a cutoff ended is in there until its Entry is written
+			n = c.leases.live(now)
+		}
+		if over := n - d.MaxLeases; over >= 0 {
+			return limitReached(fmt.Sprintf("all %d leases that this credential allows at a time are in use", d.MaxLeases), over, c.leases, p, now)
 		}
 	}
 	if d.Limit == nil {
 		return nil
 	}
-	var counted []*lease
-	for _, l := range byExpiry(b.ix.held(p.Holder()), now) {
-		if d.Limit.Covers(l.cred.view()) {
-			counted = append(counted, l)
-		}
+	h := b.ix.holders[p.Holder()]
+	if h == nil || len(h.leases) < d.Limit.Max {
+		return nil
 	}
-	if len(counted) >= d.Limit.Max {
-		return limitReached(fmt.Sprintf("you hold %d leases, as many as the policy allows you at a time here", len(counted)), counted[len(counted)-d.Limit.Max], counted, p, now)
+	n := b.ix.covered(h, b.policy.current, d.Limit)
+	if over := n - d.Limit.Max; over >= 0 {
+		counted := slices.DeleteFunc(slices.Clone(h.leases), func(l *lease) bool { return !d.Limit.Covers(l.cred.view()) })
+		return limitReached(fmt.Sprintf("you hold %d leases, as many as the policy allows you at a time here", n), over, counted, p, now)
 	}
 	return nil
 }
 
-// limitReached tells the caller which of the leases in its way are its own, so that a forgetful agent renews
-// instead of piling up. frees is the lease whose end makes room if nobody releases.
-func limitReached(message string, frees *lease, live []*lease, p identity.Principal, now time.Time) error {
-	r := refuse(LeaseLimit, message, "Wait for retry_after, or ask the operator; do not look for this key elsewhere.")
-	for _, l := range live {
-		if l.owner == p {
-			r.YourLeases = append(r.YourLeases, l.own())
-		}
+// ownShown is how many leases of its own a caller is shown at most, those that end first.
+const ownShown = 100
+
+func ownLeases(set leaseSet, p identity.Principal, now time.Time) []OwnLease {
+	var own []OwnLease
+	for _, l := range soonest(set, ownShown, now, func(l *lease) bool { return l.owner == p }) {
+		own = append(own, l.own())
 	}
+	return own
+}
+
+// limitReached tells the caller which of the leases in its way are its own, so that a forgetful agent renews
+// instead of piling up. Where nobody releases, the end of the one that follows over others makes room.
+func limitReached(message string, over int, set leaseSet, p identity.Principal, now time.Time) error {
+	r := refuse(LeaseLimit, message, "Wait for retry_after, or ask the operator; do not look for this key elsewhere.")
+	r.YourLeases = ownLeases(set, p, now)
 	if len(r.YourLeases) > 0 {
 		r.Hint = "Use or renew (lease_credential with lease_id) one of your_leases, or release those you no longer need; do not lease again."
 	}
-	r.RetryAfter = max(frees.deadline().Sub(now), time.Second)
+	frees := soonest(set, over+1, now, func(*lease) bool { return true })
+	r.RetryAfter = max(frees[len(frees)-1].deadline().Sub(now), time.Second)
 	return r
 }
 
@@ -267,6 +281,9 @@ func (b *Broker) extend(caller identity.Caller, r RenewRequest, now time.Time) (
 	if r.Credential != "" && r.Credential != l.cred.rec.Name || r.Delivery != "" && r.Delivery != l.delivery {
 		return nil, false, written{}, refuse(InvalidArgument, "credential and delivery must be the lease's own when you renew",
 			"Leave them out, or leave lease_id out to open another lease.")
+	}
+	if err := b.affords(caller.Principal, now); err != nil {
+		return nil, false, written{}, err
 	}
 	q := b.question(caller.Principal, l.cred)
 	q.TTL, q.Purpose, q.Delivery = r.TTL, l.purpose, l.delivery

@@ -78,15 +78,10 @@ func (r ListRequest) fits(c *credential) bool {
 }
 
 func offer(c *credential, d policy.Decision, caller identity.Caller, now time.Time) Offer {
-	live := byExpiry(c.leases, now)
 	o := Offer{Name: c.rec.Name, Type: c.rec.Type, State: c.state(), Metadata: maps.Clone(c.rec.Metadata),
 		Deliveries: deliverable(d, c, caller), DefaultTTL: d.TTL, MaxTTL: d.MaxTTL, MaxLeases: d.MaxLeases,
-		LeasesInUse: len(live), Approval: d.Approval, RotationDue: c.rotationDue(now), YourLeases: []OwnLease{}}
-	for _, l := range live {
-		if l.owner == caller.Principal {
-			o.YourLeases = append(o.YourLeases, l.own())
-		}
-	}
+		LeasesInUse: c.leases.live(now), Approval: d.Approval, RotationDue: c.rotationDue(now), YourLeases: []OwnLease{}}
+	o.YourLeases = append(o.YourLeases, ownLeases(c.leases, caller.Principal, now)...)
 	return o
 }
 

@@ -85,14 +85,14 @@ func (d *driven) checkTrail(t *rapid.T) {
 	}
 }
 
-// TestBrokerIsItsModel: any sequence of verbs, clocks, restarts and failing writes leaves what the model says. It is
-// short by default; KEYLEASE_TEST_FULL makes it 10^5 steps.
+// TestBrokerIsItsModel: any sequence of verbs, clocks, restarts, failing writes and power cuts leaves what the model
+// says. It is short by default, and 10^5 steps long where KEYLEASE_TEST_LOOPS or KEYLEASE_TEST_FULL is set.
 func TestBrokerIsItsModel(t *testing.T) {
-	sequences := "50"
-	if os.Getenv("KEYLEASE_TEST_FULL") != "" {
-		sequences = "2500"
+	many := 1500
+	if os.Getenv("KEYLEASE_TEST_LOOPS")+os.Getenv("KEYLEASE_TEST_FULL") != "" {
+		many = 100_000
 	}
-	for name, v := range map[string]string{"rapid.checks": sequences, "rapid.steps": "50"} {
+	for name, v := range map[string]string{"rapid.checks": "10", "rapid.steps": "100"} { // opening a store costs as much as twenty steps
 		old := flag.Lookup(name).Value.String()
 		if flag.Set(name, v) != nil {
 			t.Fatal(name)
@@ -100,15 +100,18 @@ func TestBrokerIsItsModel(t *testing.T) {
 		defer func() { _ = flag.Set(name, old) }()
 	}
 	steps := 0
-	rapid.Check(t, func(rt *rapid.T) {
+	one := func(rt *rapid.T) {
 		d := newDriven(t, rt)
 		rt.Repeat(map[string]func(*rapid.T){"": func(t *rapid.T) { steps++; d.check(t) },
 			"lease": d.lend, "lease again": d.lend, "lease once more": d.lend, "renew": d.extendOne, "renew too": d.extendOne, "release": d.release, "release too": d.release,
 			"revoke": d.revoke, "credential": d.changeCredential, "clock": d.clockStep, "clock too": d.clockStep, "session": d.session, "come or go": d.session,
-			"freeze": d.freezeOrThaw, "policy": d.editPolicy, "restart": d.stopAndStart, "store error": d.storeError})
-		d.stopAndStart(rt) // so that the index is once rebuilt from the trail, at least
+			"freeze": d.freezeOrThaw, "policy": d.editPolicy, "restart": d.stopAndStart, "store error": d.storeError, "power cut": d.powerCut, "burst": d.burst, "burst too": d.burst})
+		d.reopen(rt, func() { d.stop(false) }) // so that the index is once rebuilt from the trail, at least
 		d.check(rt)
 		d.checkTrail(rt)
-	})
+	}
+	for steps < many && !t.Failed() {
+		rapid.Check(t, one)
+	}
 	t.Logf("%d steps", steps)
 }

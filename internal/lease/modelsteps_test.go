@@ -17,8 +17,9 @@ import (
 // driven is a world and the model that it is held against.
 type driven struct {
 	*world
-	m   model
-	ids []string // every lease there was
+	m    model
+	ids  []string // every lease there was
+	dirs []string // to be removed
 }
 
 var (
@@ -43,7 +44,13 @@ func newDriven(t *testing.T, rt *rapid.T) *driven {
 		sessions: map[identity.Principal]identity.Caller{}, attached: map[string]bool{}}}
 	d.edit(mRule{"*", 4, time.Hour})
 	w.open()
-	rt.Cleanup(func() { w.lastUses(); _ = w.store.Close(); _ = os.RemoveAll(dir) })
+	rt.Cleanup(func() {
+		w.lastUses()
+		_ = w.store.Close()
+		for _, dir := range append(d.dirs, dir) {
+			_ = os.RemoveAll(dir)
+		}
+	})
 	for _, name := range mNames {
 		d.create(rt, name)
 	}
@@ -204,30 +211,42 @@ func (d *driven) changeCredential(t *rapid.T) {
 	}
 }
 
-// turn steps the wall clock, and by it the Broker's, which never goes back.
-func (d *driven) turn(t *rapid.T, step time.Duration) {
-	d.pass(step)
-	now := d.m.now
-	d.m.tick(d.Broker.now())
-	if want := now.Add(max(step, 0)); !d.m.now.Equal(want) {
-		t.Fatalf("the wall clock goes %v and the Broker's from %v to %v", step, now, d.m.now)
+// turn lets the wall clock and the machine's own go on, or back, by so much, and by them the Broker's, which never
+// goes back.
+func (d *driven) turn(t *rapid.T, wall, up time.Duration) {
+	d.turnClocks(wall, up)
+	want := d.m.now.Add(up)
+	if now := d.clock(); now.After(want) {
+		want = now
+	}
+	if d.m.tick(d.Broker.now()); !d.m.now.Equal(want) {
+		t.Fatalf("the clocks went on by %v and %v, and the Broker's to %v, want %v", wall, up, d.m.now, want)
 	}
 }
 
+// clockStep lets time pass, in which the machine may sleep, or only sets the wall clock.
 func (d *driven) clockStep(t *rapid.T) {
 	step := mSteps.Draw(t, "step")
-	if d.m.now.Sub(mStart) > endedFor-2*time.Hour {
+	if d.m.now.Sub(mStart) > endedFor-3*time.Hour {
 		t.Skip("what ended is soon forgotten")
 	}
-	switch l := d.m.live[d.someLease(t)]; rapid.IntRange(0, 3).Draw(t, "how") {
-	case 0:
-		step = -step
-	case 1: // to the nanosecond of a deadline, or the one before
+	wall, up := step, step
+	switch l := d.m.live[d.someLease(t)]; rapid.IntRange(0, 7).Draw(t, "how") {
+	case 0, 1: // set back
+		wall, up = -step, 0
+	case 2: // set ahead, and that was noticed
+		d.turn(t, d.m.now.Sub(d.clock())+max(step, time.Second), 0) // less than a second a kill may take back
+		d.sweep(ctx)
+		return
+	case 3: // suspend, and a wall clock that stood still meanwhile
+		wall = 0
+	case 4, 5: // to the nanosecond of a deadline, or the one before
 		if l != nil {
-			step = l.deadline().Sub(d.m.now) - time.Duration(rapid.IntRange(0, 1).Draw(t, "short of"))
+			up = l.deadline().Sub(d.m.now) - time.Duration(rapid.IntRange(0, 1).Draw(t, "short of"))
+			wall = min(up, max(up-d.m.now.Sub(d.clock()), 0)) // whatever it is behind by
 		}
 	}
-	d.turn(t, step)
+	d.turn(t, wall, up)
 	if rapid.Bool().Draw(t, "sweep") {
 		d.sweep(ctx)
 	}
@@ -267,59 +286,98 @@ func (d *driven) editPolicy(t *rapid.T) {
 }
 
 func (d *driven) stopAndStart(t *rapid.T) {
-	clean := rapid.Bool().Draw(t, "clean")
+	if rapid.IntRange(0, 3).Draw(t, "rarely") > 0 {
+		t.Skip("opening a store takes as long as twenty verbs")
+	}
+	d.reopen(t, func() { d.stop(rapid.Bool().Draw(t, "clean")) })
+}
+
+// reopen ends the daemon and starts another, while the clocks may be turned.
+func (d *driven) reopen(t *rapid.T, end func()) {
 	if d.m.broken {
 		d.edit(d.m.rule) // it does not start with one it can't read
 	}
-	if wall := d.clock(); !clean && wall.Before(d.m.now) {
-		d.pass(d.m.now.Sub(wall)) // nothing tells a killed daemon's successor how far ahead the clock was of the newest Entry
+	end()
+	wall, up := time.Duration(0), rapid.SampledFrom([]time.Duration{0, time.Second, 10 * time.Minute}).Draw(t, "down")
+	if rapid.Bool().Draw(t, "set back") {
+		wall = -time.Hour
 	}
-	d.restart(clean)
-	d.m.tick(d.Broker.now())
+	d.turnClocks(wall+up, up)
+	d.open()
+	d.begun(t, d.m.now.Add(up))
+}
+
+// begun is for after a start, when it is at least that late.
+func (d *driven) begun(t *rapid.T, least time.Time) {
+	if now := d.clock(); now.After(least) {
+		least = now
+	}
+	if d.m.tick(d.Broker.now()); !d.m.now.Equal(least) {
+		t.Fatalf("started at %v, want %v", d.m.now, least)
+	}
 	for session := range d.m.attached {
 		d.m.leave(session)
 	}
 }
 
-// storeError makes the next group fail that is written, on the disk or not, under one verb.
-func (d *driven) storeError(t *rapid.T) {
-	d.turn(t, 2*rebuildPause)
+// undecided is a verb whose outcome nobody is told: a lease by c (as is Active), or the end of one.
+type undecided struct {
+	c        identity.Caller
+	name, id string
+	as       State
+	do       func() error
+}
+
+func (d *driven) someUndecided(t *rapid.T) undecided {
+	d.turn(t, 2*rebuildPause, 2*rebuildPause)
 	d.sweep(ctx)
-	c, name, id := d.somebody(t), rapid.SampledFrom(mNames).Draw(t, "credential"), d.someLease(t)
-	kept, verb := rapid.Bool().Draw(t, "kept"), rapid.IntRange(0, 2).Draw(t, "verb")
-	l := d.m.live[id]
-	if verb == 0 && d.m.mayLease(c.Principal, name) != "" || verb > 0 && l == nil {
+	u := undecided{c: d.somebody(t), name: rapid.SampledFrom(mNames).Draw(t, "credential"), id: d.someLease(t),
+		as: rapid.SampledFrom([]State{Active, Released, Revoked}).Draw(t, "verb")}
+	l := d.m.live[u.id]
+	if u.as == Active && d.m.mayLease(u.c.Principal, u.name) != "" || u.as != Active && (l == nil || l.deadline().Sub(d.m.now) < 5*rebuildPause) {
 		t.Skip("nothing to write")
 	}
+	u.do = map[State]func() error{
+		Active:   func() error { _, err := d.Lease(ctx, u.c, Request{Credential: u.name}); return err },
+		Released: func() error { _, err := d.Release(ctx, d.m.sessions[l.owner], u.id); return err },
+		Revoked:  func() error { _, err := d.RevokeLeases(ctx, operator, Filter{LeaseID: u.id}); return err },
+	}[u.as]
+	return u
+}
+
+// storeError makes the next group fail that is written, on the disk or not, under one verb.
+func (d *driven) storeError(t *rapid.T) {
+	u, kept := d.someUndecided(t), rapid.Bool().Draw(t, "kept")
 	d.disk.failNext(kept)
-	var err error
-	as := Revoked
-	switch verb {
-	case 0:
-		_, err = d.Lease(ctx, c, Request{Credential: name})
-	case 1:
-		as = Released
-		_, err = d.Release(ctx, d.m.sessions[l.owner], id)
-	case 2:
-		_, err = d.RevokeLeases(ctx, operator, Filter{LeaseID: id})
-	}
+	err := u.do()
 	d.disk.heal()
-	wantAnswer(t, "with a failing disk", err, Unavailable)
-	d.turn(t, 2*rebuildPause)
+	if err != nil { // else it was the store's own checkpoint that failed, which comes each second
+		wantAnswer(t, "with a failing disk", err, Unavailable)
+	}
+	d.turn(t, 2*rebuildPause, 2*rebuildPause)
 	d.sweep(ctx)
+	if happened := d.learn(u); happened && !kept && err != nil || !happened && err == nil {
+		t.Fatalf("the disk kept it: %v; it happened: %v; told: %v", kept, happened, err)
+	}
+}
+
+// learn finds out whether u happened.
+func (d *driven) learn(u undecided) (happened bool) {
 	found := map[string]bool{}
 	for _, i := range d.Leases(Filter{}) {
 		found[i.LeaseID] = true
-		if d.m.live[i.LeaseID] == nil && verb == 0 && kept && i.Credential == name && i.Identity.By == c.By && i.Identity.Name == c.Name {
-			cred := d.m.creds[name]
-			n := &mLease{owner: c.Principal, cred: name, value: cred.values[cred.version-1], session: i.Identity.Session, issued: i.IssuedAt, expires: i.IssuedAt.Add(d.m.ttl(0))}
-			if i.Orphaned {
-				n.orphan = i.IssuedAt.Add(DefaultGrace)
-			}
-			d.m.live[i.LeaseID], d.ids = n, append(d.ids, i.LeaseID)
+		if d.m.live[i.LeaseID] != nil || u.as != Active || happened || i.Credential != u.name || i.Identity.By != u.c.By || i.Identity.Name != u.c.Name {
+			continue
 		}
+		cred := d.m.creds[u.name]
+		l := &mLease{owner: u.c.Principal, cred: u.name, value: cred.values[cred.version-1], session: i.Identity.Session, issued: i.IssuedAt, expires: i.IssuedAt.Add(d.m.ttl(0))}
+		if i.Orphaned {
+			l.orphan = i.ExpiresAt
+		}
+		d.m.live[i.LeaseID], d.ids, happened = l, append(d.ids, i.LeaseID), true
 	}
-	if verb > 0 && kept && !found[id] {
-		d.m.end(as, func(i string, _ *mLease) bool { return i == id })
+	if u.as != Active && !found[u.id] {
+		happened = d.m.end(u.as, func(id string, _ *mLease) bool { return id == u.id }) > 0
 	}
+	return happened
 }

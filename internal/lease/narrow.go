@@ -47,11 +47,7 @@ func (b *Broker) unspent(p identity.Principal, c *credential, now time.Time) err
 	}
 	r := refuse(LeaseLimit, fmt.Sprintf("your token has no leases left: it was made for %d", t.rec.Uses),
 		"Waiting does not help. Ask the operator for another token; do not look for this key elsewhere.")
-	for _, l := range byExpiry(c.leases, now) {
-		if l.owner == p {
-			r.YourLeases = append(r.YourLeases, l.own())
-		}
-	}
+	r.YourLeases = ownLeases(c.leases, p, now)
 	if len(r.YourLeases) > 0 {
 		r.Hint = "Use or renew (lease_credential with lease_id) one of your_leases: that takes none of the token's leases. For another, ask the operator for another token; waiting does not help."
 	}

@@ -27,11 +27,11 @@ func (b *Broker) RevokeProxied(_ context.Context, reason string) (int, error) {
 }
 
 // proxied wants mu held.
-func (b *Broker) proxied() map[*lease]struct{} {
-	set, now := map[*lease]struct{}{}, b.now()
+func (b *Broker) proxied() leaseSet {
+	set, now := leaseSet(nil), b.now()
 	for _, l := range b.ix.leases {
 		if l.delivery == policy.Proxy && l.live(now) {
-			set[l] = struct{}{}
+			set = append(set, l)
 		}
 	}
 	return set

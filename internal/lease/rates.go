@@ -18,7 +18,7 @@ type rates struct {
 	by         *pace.Paces
 	limit      float64
 	burst      int
-	suppressed map[string]int // refused for their rate since the last summary, by principal
+	suppressed map[suppressed]int // refused since the last summary
 	since      time.Time
 }
 
@@ -44,19 +44,10 @@ func (b *Broker) spend(p identity.Principal, now time.Time) error {
 	if r.by.Take(key, now, 0) == 0 {
 		return nil
 	}
-	b.suppress(key, now)
+	b.suppress(suppressed{by: key, event: "rate_limited"}, now)
 	refusal := refuse(RateLimited, "too many calls in too short a time", "Wait for retry_after, and reuse or renew the leases you hold instead of leasing again.")
 	refusal.RetryAfter = time.Second
 	return refusal
-}
-
-// suppress counts what was refused without an Entry of its own. Caller holds mu.
-func (b *Broker) suppress(key string, now time.Time) {
-	r := &b.rates
-	if r.suppressed == nil {
-		r.suppressed, r.since = map[string]int{}, now
-	}
-	r.suppressed[key]++
 }
 
 // AuthFailure is somebody who could not prove who they are, or what they may. Source and Reason are always known;
@@ -105,7 +96,8 @@ func (f *failures) told(source string) string {
 // summaryEvery is how long suppressed events are gathered into one Entry.
 const summaryEvery = time.Minute
 
-// AuthFailed records a failure. It never fails the caller.
+// AuthFailed records a failure. It never fails the caller. Once the anonymous have written what they may today, failures are only
+// counted, by their reason.
 func (b *Broker) AuthFailed(_ context.Context, key AuthFailure) {
 	for _, name := range []*string{&key.Issuer, &key.Subject, &key.SAN} {
 		*name = CleanText(*name, maxClaimed)
@@ -120,7 +112,12 @@ func (b *Broker) AuthFailed(_ context.Context, key AuthFailure) {
 		f.count, f.named = map[AuthFailure]int{}, map[AuthFailure]int{}
 		f.sources, f.since = map[string]bool{}, now
 	}
-	key.Source = f.told(key.Source)
+	over := b.ix.books.spent(anonymous, now) >= anonymousBytes
+	if over {
+		key = AuthFailure{Source: "others", Reason: key.Reason}
+	} else {
+		key.Source = f.told(key.Source)
+	}
 	if _, known := f.count[key]; !known && key != key.kind() {
 		if f.named[key.kind()] == maxNamed {
 			key = key.kind()
@@ -132,7 +129,7 @@ func (b *Broker) AuthFailed(_ context.Context, key AuthFailure) {
 	f.count[key] = count + 1
 	var w written
 	var err error
-	if !seen && b.ready() == nil {
+	if !seen && !over && b.ready() == nil {
 		f.count[key] = 0 // told now; only what follows is summed up
 		w, err = b.submit(store.Change{Entry: store.Entry{Event: store.EventAuthFailed, Time: now, Details: key.details()}}, nil)
 	}
@@ -160,10 +157,13 @@ func (b *Broker) summaries(now time.Time, atOnce bool) (all []written) {
 		f.count, f.named = nil, nil
 	}
 	if r := &b.rates; r.suppressed != nil && (atOnce || now.Sub(r.since) >= summaryEvery) {
-		for key, n := range r.suppressed {
+		for what, n := range r.suppressed {
+			d := store.DetailsOf("event", what.event, "count", strconv.Itoa(n), "since", stamp(r.since))
+			if what.reason != "" {
+				d.Set("reason", what.reason)
+			}
 			w, err := b.submit(store.Change{Entry: store.Entry{Event: store.EventTrailSuppressed, Time: now,
-				Identity: store.EntryIdentity{By: key},
-				Details:  store.DetailsOf("event", "rate_limited", "count", strconv.Itoa(n), "since", stamp(r.since))}}, nil)
+				Identity: store.EntryIdentity{By: what.by}, Details: d}}, nil)
 			if err == nil {
 				all = append(all, w)
 			}
@@ -173,7 +173,8 @@ func (b *Broker) summaries(now time.Time, atOnce bool) (all []written) {
 	return all
 }
 
-// denied records a refused verb and returns the refusal. What was refused for its rate is only counted: see spend.
+// denied records a refused verb and returns the refusal. What was refused for its rate, or by a caller whose budget is
+// spent, is only counted: see spend and affords.
 func (b *Broker) denied(caller identity.Caller, credential, leaseID, verb, purpose string, way policy.Delivery, why error) error {
 	r := AsRefusal(why)
 	if r == nil {
@@ -192,6 +193,11 @@ func (b *Broker) denied(caller identity.Caller, credential, leaseID, verb, purpo
 	notePeer(&e, caller)
 	e.Credential, e.LeaseID = askedName(credential), askedID(leaseID)
 	b.mu.Lock()
+	if key, now := caller.RateKey(), b.now(); b.overBudget(key, now) {
+		b.suppress(suppressed{key, string(e.Event), reasonBudget}, now)
+		b.mu.Unlock()
+		return r
+	}
 	w, err := b.submit(store.Change{Entry: e}, nil)
 	b.mu.Unlock()
 	if err != nil {

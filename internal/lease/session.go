@@ -38,8 +38,11 @@ func (b *Broker) adopt(caller identity.Caller) (all []written) {
 		return nil // what it was lent under another configuration ends with the grace
 	}
 	now := b.now()
-	for _, l := range byExpiry(b.ix.owners[caller.Principal], now) {
-		if l.orphanEnd.IsZero() {
+	if b.overBudget(caller.RateKey(), now) {
+		return nil // coming and going would be recorded each time: its leases end with the grace
+	}
+	for _, l := range byExpiry(b.ix.held(caller.Holder()), now) {
+		if l.owner != caller.Principal || l.orphanEnd.IsZero() {
 			continue
 		}
 		if w, err := b.adoptInto(l, caller.Session, now); err == nil {
@@ -75,8 +78,8 @@ func (b *Broker) Lapse(session string) {
 	if len(b.lapsed) > 2*len(b.ix.leases) {
 		b.forgetLapsed()
 	}
-	for l := range b.ix.owners[p] {
-		if l.session == session {
+	for _, l := range b.ix.held(p.Holder()) {
+		if l.owner == p && l.session == session {
 			b.lapsed[session] = true
 			return
 		}
@@ -105,8 +108,8 @@ func (b *Broker) detach(session string) (all []written) {
 		return nil
 	}
 	now := b.now()
-	for _, l := range byExpiry(b.ix.owners[p], now) {
-		if l.session != session {
+	for _, l := range byExpiry(b.ix.held(p.Holder()), now) {
+		if l.owner != p || l.session != session {
 			continue
 		}
 		leave := func() (written, error) { return b.orphan(l, now, "session ended") }

@@ -29,6 +29,7 @@ type snapshot struct {
 	Frozen      *Frozen            `json:"frozen,omitempty"`
 	Approvals   []*approval        `json:"approvals,omitempty"`
 	Denials     map[string]denials `json:"denials,omitempty"` // by rate key
+	Books       books              `json:"books"`
 }
 
 type credentialMark struct {
@@ -79,7 +80,7 @@ type destroyMark struct {
 
 func (ix *index) snapshot() ([]byte, error) {
 	s := snapshot{Seq: ix.seq, Newest: ix.newest, Policy: ix.policy, Ended: ix.ended.all(), Removed: slices.Sorted(maps.Keys(ix.removed)), Frozen: ix.frozen,
-		TokensTo: ix.tokensTo, Approvals: slices.Collect(maps.Values(ix.asked)), Denials: ix.denials}
+		TokensTo: ix.tokensTo, Approvals: slices.Collect(maps.Values(ix.asked)), Denials: ix.denials, Books: ix.books}
 	for _, c := range ix.creds {
 		s.Credentials = append(s.Credentials, credentialMark{c.rec.ID, c.rec.Name, c.ref, c.values})
 	}
@@ -92,7 +93,7 @@ func (ix *index) snapshot() ([]byte, error) {
 	}
 	for _, h := range ix.cut {
 		m := cutMark{cutoff: *h.cut, Holder: h.of}
-		for l := range h.leases {
+		for _, l := range h.leases {
 			m.Leases = append(m.Leases, l.id)
 		}
 		s.Cut = append(s.Cut, m)
@@ -108,13 +109,13 @@ func (ix *index) restore(data []byte) error {
 	if err := json.Unmarshal(data, &s); err != nil {
 		return fmt.Errorf("reading the snapshot: %w", err)
 	}
-	ix.seq, ix.newest, ix.policy, ix.frozen = s.Seq, s.Newest, s.Policy, s.Frozen
+	ix.seq, ix.newest, ix.policy, ix.frozen, ix.books = s.Seq, s.Newest, s.Policy, s.Frozen, s.Books
 	ix.tokensTo = s.TokensTo
 	for _, m := range s.Credentials {
 		if ix.byID[m.ID] != nil || ix.creds[m.Name] != nil {
 			return fmt.Errorf("the snapshot has credential %s twice", m.ID)
 		}
-		c := &credential{ref: m.Ref, values: m.Values, leases: map[*lease]struct{}{}}
+		c := &credential{ref: m.Ref, values: m.Values}
 		if c.values == nil {
 			c.values = map[int]store.RecordRef{}
 		}
@@ -128,7 +129,7 @@ func (ix *index) restore(data []byte) error {
 	}
 	cut := map[string]*holding{}
 	for _, m := range s.Cut {
-		h := &holding{of: m.Holder, leases: map[*lease]struct{}{}, cut: &m.cutoff}
+		h := &holding{of: m.Holder, cut: &m.cutoff}
 		for _, id := range m.Leases {
 			cut[id] = h
 		}

@@ -145,7 +145,7 @@ func (b *Broker) RevokeToken(_ context.Context, admin identity.Caller, id string
 		return TokenInfo{}, err
 	}
 	if !t.rec.Revoked {
-		if _, err := b.revokeAll(admin, b.ix.owners[t.principal()], "token revoked"); err != nil {
+		if err := b.cutOffToken(admin, t, "token revoked"); err != nil {
 			return TokenInfo{}, err
 		}
 		rec := t.rec

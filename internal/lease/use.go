@@ -147,7 +147,11 @@ func (b *Broker) startUse(l *lease, by identity.Caller, details store.Details, n
 // handOver gives u the value that lies at at. The use is among those that the lease's end cuts off already, so it is
 // asked once more after the disk has worked.
 func (b *Broker) handOver(u *Use, at sealedAt) (*Use, error) {
-	value, err := b.unseal(at.credentialID, at.version, at.ref)
+	value, held := b.uses.held(u)
+	var err error
+	if !held {
+		value, err = b.unseal(at.credentialID, at.version, at.ref)
+	}
 	if err != nil {
 		err = b.fault(fmt.Errorf("unsealing version %d of %s: %w", at.version, at.name, err))
 	} else if over := u.Err(); over != nil {
@@ -161,6 +165,9 @@ func (b *Broker) handOver(u *Use, at sealedAt) (*Use, error) {
 		return nil, err
 	}
 	u.Value = value
+	if !held {
+		b.uses.hold(u)
+	}
 	if !u.told.Load() {
 		u.long = time.AfterFunc(longUse, func() {
 			u.told.Store(true)
@@ -241,6 +248,9 @@ func (b *Broker) usable(l *lease, now time.Time) error {
 	}
 	if b.store.Full() {
 		return storeFull()
+	}
+	if err := b.affords(l.owner, now); err != nil {
+		return err
 	}
 	if err := cmp.Or(b.refreshPolicy(), b.thawed()); err != nil {
 		return err

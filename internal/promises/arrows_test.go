@@ -18,10 +18,11 @@ import (
 //
 //	cmd ─► server ─► tools ─► internal/lease ─► policy, store ─► pure rooms
 //
-// The conformance stack stands beside cmd: it may use what cmd may, and nothing may use it, so that no release holds it.
+// The conformance stack and the benchmarks stand beside cmd: they may use what cmd may, and nothing may use them, so that
+// no release holds them.
 func room(pkg string) int {
 	switch pkg {
-	case "keylease/cmd/keylease", "keylease/e2e/conformance":
+	case "keylease/cmd/keylease", "keylease/e2e/conformance", "keylease/bench", "keylease/bench/openbao":
 		return 6
 	case "keylease/server":
 		return 5
@@ -42,8 +43,8 @@ var homes = []struct {
 	prefix string
 	rooms  []string
 }{
-	{"github.com/mark3labs/mcp-go", []string{"keylease/tools", "keylease/server", "keylease/e2e/conformance"}},
-	{"github.com/dgraph-io/badger", []string{"keylease/store"}},
+	{"github.com/mark3labs/mcp-go", []string{"keylease/tools", "keylease/server", "keylease/e2e/conformance", "keylease/bench"}},
+	{"github.com/dgraph-io/badger", []string{"keylease/store", "keylease/bench"}}, // there as the baseline
 	{"github.com/dgraph-io/ristretto", []string{"keylease/store"}},
 	{"crypto/aes", []string{"keylease/store"}},
 	{"crypto/cipher", []string{"keylease/store"}},

@@ -26,6 +26,9 @@ import (
 func TestKilledAgainAndAgain(t *testing.T) {
 	t.Parallel()
 	kills, longest, rests := 6, 100*time.Millisecond, 2
+	if os.Getenv("KEYLEASE_TEST_LOOPS") != "" {
+		kills, longest, rests = 200, 60*time.Millisecond, 20
+	}
 	if os.Getenv("KEYLEASE_TEST_FULL") != "" {
 		kills, longest, rests = 220, 150*time.Millisecond, 10
 	}

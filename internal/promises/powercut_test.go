@@ -93,6 +93,9 @@ func (d *cutDisk) cut(s *served) {
 func TestG7APowerCutLosesNothingAcknowledged(t *testing.T) {
 	t.Parallel()
 	cuts, longest, rests, big := 2, 100*time.Millisecond, 2, 4
+	if os.Getenv("KEYLEASE_TEST_LOOPS") != "" {
+		cuts, longest, rests, big = 20, 100*time.Millisecond, 5, 16
+	}
 	if os.Getenv("KEYLEASE_TEST_FULL") != "" {
 		cuts, longest, rests, big = 40, 400*time.Millisecond, 5, 16
 	}

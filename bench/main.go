@@ -1,0 +1,184 @@
+//go:build linux
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+)
+
+// run is one run of the benchmarks.
+type run struct {
+	short  bool
+	rounds int           // how often the contestants of a row take turns
+	turn   time.Duration // how long each turn is
+	disk   string        // where the homes are made: the disk that is measured
+	binary string        // the shipped binary
+	self   string        // this program, which is the no-op server too
+	undo   []func()
+	rows   []row
+}
+
+// parts are the rows in the order of the table. Each measures one thing with whatever it is compared with beside it.
+var parts = []struct {
+	name string
+	do   func(*run) error
+}{
+	{"engine", engine},
+	{"growth", growth},
+	{"protocol", protocol},
+	{"list", listing},
+	{"start", starting},
+	{"expiry", expiry},
+	{"proxy", proxying},
+	{"idle", idling},
+}
+
+func main() {
+	switch {
+	case os.Getenv(noopEnv) != "":
+		os.Exit(noop(os.Getenv(noopEnv)))
+	case os.Getenv(upstreamEnv) != "":
+		os.Exit(upstream())
+	}
+	if err := bench(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench: error:", err)
+		os.Exit(1)
+	}
+}
+
+func bench() (err error) {
+	r := &run{rounds: 7, turn: time.Second}
+	flag.BoolVar(&r.short, "short", false, "a minute, to see that all of it still works: its figures mean little")
+	only := flag.String("only", "", "run only the parts whose name matches: engine, growth, protocol, list, start, expiry, proxy, idle")
+	asJSON := flag.String("json", "", "write the results to this file as JSON; - for standard output")
+	update := flag.String("update", "", "put the table between the markers of this file, as in docs/performance.md")
+	flag.StringVar(&r.binary, "binary", "", "the keylease to measure (default: one that is built now)")
+	flag.StringVar(&r.disk, "disk", os.TempDir(), "a folder on the disk to measure; not one in memory")
+	cycles := flag.Int("cycles", 0, "instead of all that, lease and release so often and show what stays behind")
+	flag.Parse()
+	if flag.NArg() > 0 {
+		return errors.New("it takes flags only")
+	}
+	if r.short {
+		r.rounds, r.turn = 1, 200*time.Millisecond
+	}
+	parts, err := chosen(*only)
+	if err != nil {
+		return err
+	}
+	defer func() { r.clean() }()
+	if err := r.prepare(); err != nil {
+		return err
+	}
+	if *cycles > 0 {
+		return r.cycle(*cycles)
+	}
+	began := time.Now()
+	for _, p := range parts {
+		at := time.Now()
+		fmt.Fprintf(os.Stderr, "%s …", p)
+		if err := partOf(p)(r); err != nil {
+			return fmt.Errorf("%s: %w", p, err)
+		}
+		fmt.Fprintf(os.Stderr, " %.0f s\n", time.Since(at).Seconds())
+	}
+	result := results{Machine: machine(r.disk), Began: began.UTC().Truncate(time.Second), Took: time.Since(began).Round(time.Second).String(), Short: r.short, Rows: r.rows}
+	table := result.markdown()
+	if *asJSON != "-" {
+		fmt.Print(table)
+	}
+	if *asJSON != "" {
+		text, _ := json.MarshalIndent(result, "", "  ")
+		if err := put(*asJSON, append(text, '\n')); err != nil {
+			return err
+		}
+	}
+	if *update != "" {
+		return rewrite(*update, table)
+	}
+	return nil
+}
+
+func chosen(only string) (names []string, err error) {
+	match, err := regexp.Compile(only)
+	if err != nil {
+		return nil, fmt.Errorf("--only: %w", err)
+	}
+	for _, p := range parts {
+		if match.MatchString(p.name) {
+			names = append(names, p.name)
+		}
+	}
+	if len(names) == 0 {
+		return nil, fmt.Errorf("--only %s: no part is called so", only)
+	}
+	return names, nil
+}
+
+func partOf(name string) func(*run) error {
+	for _, p := range parts {
+		if p.name == name {
+			return p.do
+		}
+	}
+	return nil
+}
+
+func put(path string, data []byte) error {
+	if path == "-" {
+		_, err := os.Stdout.Write(data)
+		return err
+	}
+	return os.WriteFile(path, data, 0o644)
+}
+
+// prepare builds what is measured: stripped, as it is shipped.
+func (r *run) prepare() (err error) {
+	if r.self, err = os.Executable(); err != nil {
+		return err
+	}
+	if r.binary != "" {
+		r.binary, err = filepath.Abs(r.binary)
+		return err
+	}
+	dir, err := r.folder()
+	if err != nil {
+		return err
+	}
+	r.binary = filepath.Join(dir, "keylease")
+	return build(r.binary)
+}
+
+// folder makes a folder on the disk that is measured, which goes when the run ends. Its name is short: a socket's path
+// has 100 bytes.
+func (r *run) folder() (string, error) {
+	dir, err := os.MkdirTemp(r.disk, "klb")
+	if err == nil {
+		r.undo = append(r.undo, func() { _ = os.RemoveAll(dir) })
+	}
+	return dir, err
+}
+
+// clean ends what was started and removes what was made, the newest first.
+func (r *run) clean() {
+	for len(r.undo) > 0 {
+		last := r.undo[len(r.undo)-1]
+		r.undo = r.undo[:len(r.undo)-1]
+		last()
+	}
+}
+
+// within runs do and then cleans up what do began, so that one part does not disturb the next.
+func (r *run) within(do func() error) error {
+	outer := r.undo
+	r.undo = nil
+	defer func() { r.clean(); r.undo = outer }()
+	return do()
+}
