@@ -18,6 +18,7 @@ type Loss struct {
 	Known   uint64 // the last that was known of; Held where the end is not what was lost; 0 where nobody can tell
 	Reason  string // what was found
 	Aside   string // the folder that holds everything as it was found
+	Emptied bool   // nothing tells what was before the events that are left: no credential is known any more
 	Unknown bool   // the anchor was lost too: nobody can tell how many events are missing
 }
 
@@ -148,6 +149,9 @@ func (s *Store) takeWhatHolds(loss *Loss) error {
 	if signed, err := s.readSigned(); err == nil {
 		loss.Known = max(loss.Known, signed.seq)
 	}
+	if err := s.mendBase(); err != nil {
+		return fmt.Errorf("finding where the trail begins: %w", err)
+	}
 	end, last := uint64(0), uint64(0)
 	err := s.db.View(func(txn *badger.Txn) (err error) {
 		last, _ = lastByHeader(txn) // of a last group that can't be read the events are not counted
@@ -180,7 +184,59 @@ func (s *Store) takeWhatHolds(loss *Loss) error {
 		}
 	}
 	loss.Held = s.durable().seq
-	return nil
+	return s.emptyUnlessTold(loss)
+}
+
+// mendBase makes a trail whose beginning is not where its base says, or that has lost the record of its base, begin
+// with the first group that is left. What was before is told by the snapshot, or by nobody: see emptyUnlessTold.
+func (s *Store) mendBase() error {
+	base, err := s.readBase()
+	if err != nil && !errors.Is(err, ErrIntegrity) {
+		return err
+	}
+	mended := base
+	err = s.db.View(func(txn *badger.Txn) error {
+		it := txn.NewIterator(badger.IteratorOptions{Prefix: groupPrefix()})
+		defer it.Close()
+		reader := groupReader{keys: s.keys}
+		for it.Seek(groupKey(base.Seq + 1)); it.Valid(); it.Next() {
+			first := groupSeq(it.Item().Key())
+			var g group
+			err := it.Item().Value(func(b []byte) (err error) {
+				g, err = reader.open(first, b)
+				return err
+			})
+			if err == nil && first > 0 {
+				mended = Base{Seq: first - 1, Hash: g.prev, Pruned: s.now()}
+				return nil
+			}
+		}
+		return nil
+	})
+	if err != nil || mended.Seq <= base.Seq {
+		return err
+	}
+	return s.moveBase(mended)
+}
+
+// emptyUnlessTold makes the store one that knows of nothing, where the trail does not go back to its beginning and no
+// snapshot tells the rest: by a snapshot that is empty.
+func (s *Store) emptyUnlessTold(loss *Loss) error {
+	base, err := s.readBase()
+	if err != nil || base.Seq == 0 {
+		return err
+	}
+	told := false
+	err = s.db.View(func(txn *badger.Txn) error {
+		_, at, err := s.readSnapshot(txn, loss.Held)
+		told = err == nil && at.seq >= base.Seq
+		return nil
+	})
+	if err != nil || told {
+		return err
+	}
+	loss.Emptied = true
+	return s.Snapshot([]byte{})
 }
 
 // startOfLast is the event before the last group.

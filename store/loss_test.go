@@ -348,3 +348,49 @@ func TestTryOutReadsTheEndAndRefusesALiveFolder(t *testing.T) {
 		t.Error("it opens the store itself")
 	}
 }
+
+// Of a trail that was pruned the snapshot tells the beginning. Without it nothing is given until the loss is accepted;
+// then nothing is known but what comes after.
+func TestAPrunedTrailWithoutItsSnapshotBeginsEmpty(t *testing.T) {
+	t.Parallel()
+	for _, lost := range []string{"the snapshot", "the base", "the first group"} {
+		o := testOptions(t)
+		s := mustOpen(t, o)
+		groups(t, s, 9)
+		if err := s.Snapshot([]byte("of event 9")); err != nil {
+			t.Fatal(err)
+		}
+		pruned(t, s, 0, 5)
+		switch lost {
+		case "the snapshot":
+			drop(t, s, []byte(manifestKey))
+		case "the base":
+			drop(t, s, []byte(baseKey))
+		default:
+			tamper(t, s, groupKey(6), []byte("nothing of ours"))
+		}
+		mustClose(t, s)
+		s, loss, err := OpenLosing(o)
+		if err != nil || loss.Held != 9 || loss.Emptied != (lost == "the snapshot") {
+			t.Fatalf("%s: %+v, %v", lost, loss, err)
+		}
+		for range 2 {
+			var told []uint64
+			err = s.Load(func(snapshot []byte, seq uint64) error {
+				if seq != 9 || (len(snapshot) == 0) != loss.Emptied {
+					t.Errorf("%s: it begins with %q of event %d", lost, snapshot, seq)
+				}
+				return nil
+			}, func(e *Entry) error { told = append(told, e.Seq); return nil })
+			if err != nil || len(told) != 1 || told[0] != 10 {
+				t.Errorf("%s: %v are told, %v", lost, told, err)
+			}
+			mustClose(t, s)
+			s = mustOpen(t, o)
+		}
+		if r, err := s.Verify(t.Context(), ""); err != nil || r.Problem != "" {
+			t.Errorf("%s: %+v, %v", lost, r, err)
+		}
+		mustClose(t, s)
+	}
+}

@@ -207,6 +207,9 @@ func (a *app) openLosing(o store.Options) (*store.Store, error) {
 	default:
 		a.sayf("keylease: warning: accepted: its first %s are kept and %s lost", plural(int(loss.Held), "event"), plural(int(loss.Missing()), "event"))
 	}
+	if loss.Emptied {
+		a.sayf("keylease: warning: no credential and no token is known any more: what told of them is lost; a backup may have them (keylease restore)")
+	}
 	a.sayf("keylease: warning: all leases and approvals ended and all tokens are disabled until each is rotated (keylease token rotate); keylease ls shows which credentials are gone or damaged")
 	a.sayf("keylease: warning: what was found lies in %s, secrets sealed as before; remove it once nobody needs it", terminal(loss.Aside))
 	return st, nil

@@ -142,7 +142,7 @@ func (b *Broker) read() (*index, error) {
 	ix := newIndex()
 	err := b.store.Load(
 		func(snapshot []byte, _ uint64) error {
-			if snapshot == nil {
+			if len(snapshot) == 0 { // none; or the store lost what one told, which was accepted
 				return nil
 			}
 			return ix.restore(snapshot)
