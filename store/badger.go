@@ -108,7 +108,8 @@ func lookAround(o Options, a *anchor, safety safetyCopy) error {
 		return err
 	}
 	err = safety.make()
-	if err == nil && a.found&markOpen != 0 && !a.anew {
+	unclean := a.found&markOpen != 0 && o.Trial != nil
+	if err == nil && !a.anew && (unclean || len(unnamed(safety.dir)) > 0) {
 		err = trial(o, a.anchored)
 	}
 	switch {

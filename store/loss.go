@@ -110,7 +110,7 @@ func setAside(o Options) (string, error) {
 		return "", err
 	default:
 		defer unlock()
-		if err := copyStore(storeDir(o.Dir), filepath.Join(aside, "store")); err != nil {
+		if err := copyStore(storeDir(o.Dir), filepath.Join(aside, "store"), false); err != nil {
 			return "", err
 		}
 	}

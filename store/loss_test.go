@@ -93,9 +93,9 @@ func TestDamageIsFoundNamedLeftAndAccepted(t *testing.T) {
 		held   uint64 // at most so many events are left; and at least held/2
 	}{
 		{"the log is gone", true, func(t *testing.T, o Options) error { return os.Remove(newest(t, o, "*.mem")) }, "4 events are missing, from event 9 on", 8},
-		{"a bit of the log", true, func(t *testing.T, o Options) error { return flip(newest(t, o, "*.mem"), 600) }, "events are missing", 11},
+		{"a bit of the log", true, func(t *testing.T, o Options) error { return flip(newest(t, o, "*.mem"), 600) }, ".mem can't be read from byte ", 11},
 		{"garbage for the log", true, func(t *testing.T, o Options) error { return garbage(newest(t, o, "*.mem")) }, ".mem", 8},
-		{"the log is cut", true, func(t *testing.T, o Options) error { return os.Truncate(newest(t, o, "*.mem"), 900) }, "events are missing", 11},
+		{"the log is cut", true, func(t *testing.T, o Options) error { return os.Truncate(newest(t, o, "*.mem"), 900) }, ".mem can't be read from byte ", 11},
 		{"a table is gone", false, func(t *testing.T, o Options) error { return os.Remove(newest(t, o, "*.sst")) }, ".sst", 8},
 		{"a bit of a table", false, func(t *testing.T, o Options) error { return flip(newest(t, o, "*.sst"), 100) }, ".sst", 8},
 		{"a table is cut", false, func(t *testing.T, o Options) error {
@@ -116,7 +116,7 @@ func TestDamageIsFoundNamedLeftAndAccepted(t *testing.T) {
 				return err
 			}
 			return os.Truncate(path, info.Size()-1)
-		}, "events are missing", all},
+		}, "the MANIFEST does not name 000", all},
 		{"the MANIFEST is empty", true, func(t *testing.T, o Options) error { return os.Truncate(newest(t, o, "MANIFEST"), 0) }, "MANIFEST", all},
 		{"garbage for the MANIFEST", true, func(t *testing.T, o Options) error { return garbage(newest(t, o, "MANIFEST")) }, "MANIFEST", all},
 		{"KEYREGISTRY is gone", false, func(t *testing.T, o Options) error { return os.Remove(newest(t, o, "KEYREGISTRY")) }, "KEYREGISTRY", all},
@@ -337,7 +337,7 @@ func TestTrialAfterAnUncleanStop(t *testing.T) {
 func TestTryOutReadsTheEndAndRefusesALiveFolder(t *testing.T) {
 	o := lived(t, true)
 	dir := filepath.Join(o.Dir, trialName)
-	if err := copyStore(storeDir(o.Dir), dir); err != nil {
+	if err := copyStore(storeDir(o.Dir), dir, true); err != nil {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/table"
 )
 
@@ -36,33 +35,11 @@ func salvage(o Options) error {
 		if err := step(dir); err != nil {
 			return err
 		}
-		if died = tryHere(o, dir); !errors.Is(died, ErrIntegrity) {
+		if died = trial(o, anchored{}); !errors.Is(died, ErrIntegrity) {
 			return died
 		}
 	}
 	return fmt.Errorf("nothing can be opened of what is left: restore a backup: %w", died)
-}
-
-// tryHere opens a copy of the folder, in a process of its own where there is one to be had.
-func tryHere(o Options, dir string) (err error) {
-	if o.Trial != nil {
-		return trial(o, anchored{})
-	}
-	at := filepath.Join(o.Dir, trialName)
-	if err := errors.Join(os.RemoveAll(at), copyStore(dir, at)); err != nil {
-		return err
-	}
-	defer os.RemoveAll(at)
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: %v", ErrIntegrity, p)
-		}
-	}()
-	db, err := badger.Open(badgerOptions(at, o.Log))
-	if err != nil {
-		return badgerError(err)
-	}
-	return db.Close()
 }
 
 func removeAll(dir string, patterns ...string) error {

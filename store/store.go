@@ -156,7 +156,9 @@ func openChecked(o Options, anew bool, check func(*Store) error) (*Store, error)
 	if o.Fault != nil {
 		s.write = func(w []write) error { return o.Fault(func() error { return s.transact(w) }) }
 	}
-	err = check(s)
+	if err = check(s); errors.Is(err, errMissing) {
+		err = withSuspects(err, safety.safe)
+	}
 	if err == nil {
 		err = s.resumeRotation()
 	}

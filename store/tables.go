@@ -34,6 +34,24 @@ func checkFiles(dir string, used bool) error {
 	return checkTables(dir)
 }
 
+// unnamed says which tables are there that the MANIFEST does not name: Badger deletes them. One that was being written
+// when the machine stopped, or the disk was full, is none to miss; otherwise the MANIFEST lost its end.
+func unnamed(dir string) (said []string) {
+	named, err := readManifest(dir)
+	if err != nil {
+		return nil // checkTables says so
+	}
+	paths, _ := filepath.Glob(filepath.Join(dir, "*.sst"))
+	for _, path := range paths {
+		if id, ok := table.ParseFileID(path); ok {
+			if _, listed := named[id]; !listed {
+				said = append(said, fmt.Sprintf("the MANIFEST does not name %s, which is there", filepath.Base(path)))
+			}
+		}
+	}
+	return said
+}
+
 // checkTables looks at each table that the MANIFEST names. Badger believes lengths in a table before it checks
 // anything, and panics in a goroutine of its own where one is wrong, which nobody can recover. A table that the
 // MANIFEST does not name was being written when the machine stopped, and Badger removes it.

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -15,10 +16,10 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// After an unclean stop the database is opened on trial before it is opened: a copy of it, by another process. There
-// Badger may panic, in goroutines of its own too, and cut and delete what it likes. After an orderly stop there is no
-// log to replay and each table was looked at by checkTables; the safety copy is enough then, and the start 30 ms
-// shorter.
+// After an unclean stop, and where there are tables that the MANIFEST does not name, the database is opened on trial
+// before it is opened: a copy of it, by another process. There Badger may panic, in goroutines of its own too, and cut
+// and delete what it likes. After an orderly stop there is no log to replay and checkTables has looked at every block of
+// every table that there is: nothing is left that Badger could repair by destroying it, and the start is shorter.
 
 // ErrDied is what Options.Trial returns where the process that it started died of the database.
 var ErrDied = errors.New("the trial opening of the database died")
@@ -35,20 +36,21 @@ type tried struct {
 
 // trial opens a copy of the database in another process. Caller has the lock of the folder that is copied.
 func trial(o Options, known anchored) error {
-	if o.Trial == nil {
-		return nil
-	}
 	dir := filepath.Join(o.Dir, trialName)
 	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if err := copyStore(storeDir(o.Dir), dir); err != nil {
+	if err := copyStore(storeDir(o.Dir), dir, true); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), trialTime)
 	defer cancel()
-	out, err := o.Trial(ctx, dir)
+	hold := o.Trial
+	if hold == nil {
+		hold = holdHere
+	}
+	out, err := hold(ctx, dir)
 	var found tried
 	switch {
 	case errors.Is(err, ErrDied), ctx.Err() != nil:
@@ -60,15 +62,26 @@ func trial(o Options, known anchored) error {
 		return fmt.Errorf("the trial answered %q", out[:min(len(out), 80)])
 	}
 	if found.End < known.seq {
-		return missingEvents(found.End, known.seq, "the anchor outside the data folder")
+		return withSuspects(missingEvents(found.End, known.seq, "the anchor outside the data folder"), storeDir(o.Dir))
 	}
 	return nil
 }
 
+// errMissing is of every error that missingEvents makes.
+var errMissing = fmt.Errorf("%w: the trail", ErrIntegrity)
+
 // missingEvents is the error for a trail that ends at end where known says that it went further.
 func missingEvents(end, known uint64, what string) error {
-	return fmt.Errorf("%w: the trail ends at event %d but %s knows %d: %d events are missing, from event %d on",
-		ErrIntegrity, end, what, known, known-end, end+1)
+	return fmt.Errorf("%w ends at event %d but %s knows %d: %d events are missing, from event %d on",
+		errMissing, end, what, known, known-end, end+1)
+}
+
+// withSuspects adds which files of the folder, as it was before Badger opened it, may be why.
+func withSuspects(err error, dir string) error {
+	if said := suspects(dir); said != "" {
+		return fmt.Errorf("%w%s", err, said)
+	}
+	return err
 }
 
 // TryOut opens the copy of a database in dir as Open would and writes to w what it found. It belongs in a process of
@@ -78,12 +91,16 @@ func TryOut(dir string, w io.Writer) error {
 		return fmt.Errorf("%s is no copy made for a trial", dir)
 	}
 	privateFiles()
-	db, err := badger.Open(badgerOptions(dir, zerolog.Nop()).WithNumCompactors(0))
+	db, err := badger.Open(trialOptions(dir, zerolog.Nop()))
 	if err != nil {
 		return badgerError(fmt.Errorf("opening %s: %w", dir, err))
 	}
-	found := tried{}
-	err = db.View(func(txn *badger.Txn) error {
+	return tell(db, w) // its death closes it
+}
+
+func tell(db *badger.DB, w io.Writer) error {
+	var found tried
+	err := db.View(func(txn *badger.Txn) (err error) {
 		found.End, err = lastByHeader(txn)
 		return err
 	})
@@ -91,6 +108,29 @@ func TryOut(dir string, w io.Writer) error {
 		return err
 	}
 	return json.NewEncoder(w).Encode(found)
+}
+
+// holdHere is a trial in this process, for who has no other: where Badger panics in a goroutine of its own, this one
+// dies.
+func holdHere(_ context.Context, dir string) (out []byte, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: %v", ErrDied, p)
+		}
+	}()
+	db, err := badger.Open(trialOptions(dir, zerolog.Nop()))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDied, badgerError(err))
+	}
+	var said bytes.Buffer
+	err = tell(db, &said)
+	return said.Bytes(), errors.Join(err, (&Store{db: db}).closeDB())
+}
+
+// trialOptions are those for a copy whose tables are hard links. There must be no compaction: Badger empties a table
+// before it removes it.
+func trialOptions(dir string, log zerolog.Logger) badger.Options {
+	return badgerOptions(dir, log).WithNumCompactors(0).WithNumLevelZeroTablesStall(1 << 20)
 }
 
 // lastByHeader is the last event that the header of the last group speaks of. Nobody has authenticated it.
