@@ -10,6 +10,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
@@ -36,10 +38,14 @@ type tried struct {
 
 // trial opens a copy of the database in another process. Caller has the lock of the folder that is copied.
 func trial(o Options, known anchored) error {
-	dir := filepath.Join(o.Dir, trialName)
-	if err := os.RemoveAll(dir); err != nil {
-		return err
+	left, _ := filepath.Glob(filepath.Join(o.Dir, trialName+"*"))
+	for _, dir := range left {
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
 	}
+	// A trial outlives a daemon that is killed, and its Badger removes the logs that it has read: not those of ours.
+	dir := filepath.Join(o.Dir, trialName+"-"+strconv.Itoa(os.Getpid()))
 	defer os.RemoveAll(dir)
 	if err := copyStore(storeDir(o.Dir), dir, true); err != nil {
 		return err
@@ -87,7 +93,7 @@ func withSuspects(err error, dir string) error {
 // TryOut opens the copy of a database in dir as Open would and writes to w what it found. It belongs in a process of
 // its own, which ends after it: see Options.Trial. It refuses any folder that is not such a copy.
 func TryOut(dir string, w io.Writer) error {
-	if filepath.Base(dir) != trialName {
+	if !strings.HasPrefix(filepath.Base(dir), trialName) {
 		return fmt.Errorf("%s is no copy made for a trial", dir)
 	}
 	privateFiles()

@@ -12,7 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const noFollow = syscall.O_NOFOLLOW
+const (
+	noFollow = syscall.O_NOFOLLOW
+	noWait   = syscall.O_NONBLOCK
+)
 
 // ownerOf returns who owns a file, or -1.
 func ownerOf(info fs.FileInfo) int {

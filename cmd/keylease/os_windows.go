@@ -6,7 +6,7 @@ import (
 	"os"
 )
 
-const noFollow = 0
+const noFollow, noWait = 0, 0
 
 func ownerOf(fs.FileInfo) int { return os.Geteuid() }
 

@@ -5,7 +5,9 @@ package promises
 import (
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -85,4 +87,19 @@ func TestF3AClockSetBackLengthensNoLease(t *testing.T) {
 	}
 	lent(s, "30m")
 	w.verified()
+}
+
+// TestG10AKeySourceThatHangsFailsTheStart: where the root key should come from is a pipe that nobody writes to.
+func TestG10AKeySourceThatHangsFailsTheStart(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.ok("init")
+	pipe := filepath.Join(w.home, "key")
+	w.must(syscall.Mkfifo(pipe, 0o600))
+	begun := time.Now()
+	o := w.cli("serve", "--http", "off", "--root-key-file", pipe)
+	if took := time.Since(begun); o.code != 6 || took > patience/2 {
+		t.Errorf("after %s: %s", took, o)
+	}
+	w.ok("ls") // nothing is the worse for it
 }
