@@ -74,7 +74,8 @@ func TestARotationOfTheRootKeyThatIsKilledLeavesOneKey(t *testing.T) {
 		s.kill()
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-		s = w.serve("--http", "off") // the command may have started one: this takes over from it
+		w.stopDaemon() // the command may have started one
+		s = w.serve("--http", "off")
 		now, err := os.ReadFile(keyFile)
 		w.must(err)
 		if string(now) != string(key) {
