@@ -3,12 +3,14 @@ package store
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -216,10 +218,11 @@ func TestFramesOfABackupCannotBeMoved(t *testing.T) {
 		t.Fatalf("%d and %d frames", len(a), len(b))
 	}
 	for what, parts := range map[string][][]byte{
-		"two swapped":          {a[0], a[2], a[1], a[3]},
-		"one left out":         {a[0], a[1], a[3]},
-		"one twice":            {a[0], a[1], a[1], a[2]},
-		"one of the other":     {a[0], b[1], a[2], a[3]},
+		"two swapped":          with(a, a[2], a[1]),
+		"one left out":         with(a, a[1]),
+		"one twice":            with(a, a[1], a[1], a[2]),
+		"one of the other":     with(a, a[1], b[2]),
+		"another epoch":        append([][]byte{relabelled(a[0])}, a[1:]...),
 		"the end at once":      {a[0], a[len(a)-1]},
 		"the other's header":   append([][]byte{b[0]}, a[1:]...),
 		"the other's end":      append(append([][]byte{}, a[:len(a)-1]...), b[len(b)-1]),
@@ -234,6 +237,18 @@ func TestFramesOfABackupCannotBeMoved(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
+}
+
+// with is a backup whose frames 1 and 2 are others.
+func with(a [][]byte, instead ...[]byte) [][]byte {
+	return slices.Concat(a[:1], instead, a[3:])
+}
+
+// relabelled is a header that says another epoch, with a sum that fits.
+func relabelled(header []byte) []byte {
+	b := bytes.Replace(header[:len(header)-32], []byte(`"epoch":1`), []byte(`"epoch":7`), 1)
+	sum := sha256.Sum256(b)
+	return append(b, sum[:]...)
 }
 
 // frames cuts a backup into its header and its frames.

@@ -241,3 +241,32 @@ func FuzzSmallFiles(f *testing.F) {
 		_, _ = kc.keys(testKey) // whatever it holds can be hashed
 	})
 }
+
+// A backup is read back only as it was written: any other byte is refused, without a panic and without reading ahead of
+// what was checked.
+func FuzzBackup(f *testing.F) {
+	s := mustOpen(f, testOptions(f))
+	putCredential(f, s, "cr_1", 1, "the record", "sk-fake-1")
+	record(f, s, leaseCreated(1))
+	file, _ := backup(f, s)
+	n := uint16(len(file))
+	f.Add([]byte{}, uint16(0), uint16(0))
+	f.Add([]byte{}, uint16(0), n)
+	f.Add([]byte{}, n/2, n)
+	f.Add([]byte{255, 255, 255, 255}, uint16(8), uint16(4))
+	f.Add([]byte{2}, uint16(600), uint16(1))
+	f.Add([]byte("x"), n, uint16(0))
+	f.Fuzz(func(t *testing.T, with []byte, at, cut uint16) {
+		changed := spliced(file, with, at, cut)
+		r, err := openTestBackup(bytes.NewReader(changed))
+		if err == nil {
+			err = r.items(func(_, _ []byte) error { return nil })
+		}
+		switch {
+		case bytes.Equal(changed, file) != (err == nil):
+			t.Errorf("as it was: %v, and yet %v", bytes.Equal(changed, file), err)
+		case err != nil && !errors.Is(err, ErrBackup) && !errors.Is(err, ErrWrongKey) && !errors.Is(err, ErrIntegrity):
+			t.Errorf("it is not said what is wrong: %v", err)
+		}
+	})
+}

@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"bytes"
 	"context"
 	"io/fs"
 	"path/filepath"
@@ -21,10 +22,11 @@ import (
 // world is a Broker on a real store, with a clock turned by hand and a policy file in memory.
 type world struct {
 	*Broker
-	t     testing.TB
-	dir   string
-	store *store.Store
-	disk  faultyDisk
+	t       testing.TB
+	dir     string
+	rootKey []byte // nil: 32 zeros
+	store   *store.Store
+	disk    faultyDisk
 
 	mu     sync.Mutex
 	now    time.Time     // the wall clock
@@ -56,7 +58,7 @@ func (w *world) tryOpen(dropPolicy bool) error { return w.tryOpenAs(Config{DropP
 // tryOpenAs opens it with what c says beside the usual.
 func (w *world) tryOpenAs(c Config) error {
 	s, err := store.Open(store.Options{Dir: filepath.Join(w.dir, "data"), AnchorDir: filepath.Join(w.dir, "config"),
-		RootKey: make([]byte, 32), KeySource: "test", Create: true, Log: zerolog.Nop(), Now: w.clock, Fault: w.disk.write})
+		RootKey: w.root(), KeySource: "test", Create: true, Log: zerolog.Nop(), Now: w.clock, Fault: w.disk.write})
 	if err != nil {
 		return err
 	}
@@ -174,6 +176,14 @@ func (w *world) value(c identity.Caller, id string) string {
 		w.t.Fatal(err)
 	}
 	return string(v.Bytes())
+}
+
+// root is the root key, for the store to keep.
+func (w *world) root() []byte {
+	if w.rootKey != nil {
+		return bytes.Clone(w.rootKey)
+	}
+	return make([]byte, 32)
 }
 
 func (w *world) live() int { return len(w.Leases(Filter{})) }
