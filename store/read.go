@@ -80,6 +80,8 @@ type walker struct {
 	linked   bool   // prev is known
 	fn       func(*Entry) error
 	begin    func(first uint64) error // told of each group, if it is not nil
+	skim     bool                     // fn wants Seq, Prev and Hash alone, and keeps nothing
+	skimmed  Entry
 }
 
 func (w *walker) group(first uint64, b []byte) error {
@@ -101,7 +103,7 @@ func (w *walker) group(first uint64, b []byte) error {
 		if err != nil {
 			return &fault{w.next, err.Error()}
 		}
-		e, err := w.decode.entry(b)
+		e, err := w.entry(b)
 		switch {
 		case err != nil:
 			return &fault{w.next, err.Error()}
@@ -123,6 +125,14 @@ func (w *walker) group(first uint64, b []byte) error {
 		return &fault{first, errEncoding.Error()}
 	}
 	return nil
+}
+
+// entry decodes one Entry, or as much of it as the walk is about.
+func (w *walker) entry(b []byte) (*Entry, error) {
+	if w.skim {
+		return &w.skimmed, w.decode.skim(b, &w.skimmed)
+	}
+	return w.decode.entry(b)
 }
 
 func groupPrefix() []byte { return []byte{'t'} }

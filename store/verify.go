@@ -9,8 +9,7 @@ import (
 )
 
 // Verify recomputes the trail from its first event, or the first that was not pruned, to the one that is last when it
-// is called, and holds it against
-// the anchor and the signed head. What it finds is in the Report; an error means that it could not look. pinned is
+// is called, and holds it against the anchor and the signed head. It needs the memory of one group. What it finds is in the Report; an error means that it could not look. pinned is
 // the fingerprint that the operator noted when the store was made: without it the trail is found consistent, not
 // authenticated. It may run while the store is written to.
 func (s *Store) Verify(ctx context.Context, pinned string) (Report, error) {
@@ -29,7 +28,7 @@ func (s *Store) Verify(ctx context.Context, pinned string) (Report, error) {
 	}
 	known := []knownHead{{anchored.head, "the anchor"}, {signed.head, "the signed head"}, {h, "the running store"}}
 	err := s.db.View(func(txn *badger.Txn) error {
-		return s.walk(ctx, txn, 1, h.seq, func(e *Entry) error {
+		return s.walkWith(ctx, txn, &walker{from: 1, to: h.seq, skim: true, fn: func(e *Entry) error {
 			for _, k := range known {
 				if k.seq == e.Seq && k.hash != e.Hash {
 					return &fault{e.Seq, "it is not the one that " + k.what + " knows"}
@@ -37,7 +36,7 @@ func (s *Store) Verify(ctx context.Context, pinned string) (Report, error) {
 			}
 			r.Entries++
 			return nil
-		})
+		}})
 	})
 	var bad *fault
 	switch {

@@ -44,7 +44,8 @@ func histories(all []entry) (of map[string]*history, started uint64) {
 			of[e.LeaseID] = &history{made: e, expires: e.Details["expires_at"], heldSince: e.Seq}
 		case e.Event == "identity.leases_ended":
 			for _, h := range of {
-				h.cut = h.cut || h.end.Seq == 0 && h.made.Identity.Name == e.Details["identity"]
+				h.cut = h.cut || h.end.Seq == 0 && h.made.Identity.Name == e.Details["identity"] &&
+					(e.Details["token_id"] == "" || h.made.Identity.By == "token:"+e.Details["token_id"])
 			}
 		case h == nil:
 		case e.Event == "lease.renewed":

@@ -99,7 +99,11 @@ func reckon(all []entry) (books, error) {
 			}
 			delete(b.live, e.LeaseID)
 		case "identity.leases_ended": // from here on they give nothing; each is still to have its own end
+			token := e.Details["token_id"]
 			for id, made := range b.live {
+				if token != "" && made.Identity.By != "token:"+token {
+					continue
+				}
 				if made.Identity.Name == e.Details["identity"] && made.Identity.Type == e.Details["identity_type"] && !over[id] {
 					over[id] = true
 					now[made.Credential]--
