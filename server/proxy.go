@@ -265,9 +265,6 @@ func (w *proxyWriter) cutOff(body *inBody) {
 }
 
 func (w *proxyWriter) WriteHeader(status int) {
-	if status < 200 { // what an upstream says beforehand is not masked, and nobody needs it
-		return
-	}
 	if !w.next() {
 		panic(http.ErrAbortHandler)
 	}

@@ -16,7 +16,7 @@ type leaseArgs struct {
 	Credential string `json:"credential,omitempty" jsonschema:"Name of the credential, exactly as list_credentials shows it. Required unless lease_id or approval_id is given."`
 	TTL        string `json:"ttl,omitempty" jsonschema:"How long you need it, like 90s, 30m, 4h or 1h30m. Leave it out for the default. Longer than allowed is capped, not refused."`
 	Purpose    string `json:"purpose,omitempty" jsonschema:"One line, at most 200 characters, that tells a human what you will do with it. Kept in the audit trail; some credentials require it."`
-	Delivery   string `json:"delivery,omitempty" jsonschema:"How you get it: the first of the credential's deliveries in list_credentials that can do the work. proxy and exec do it without showing you the key; ask for value only where neither will do. Left out, it is what the credential was set up for, and that may be value."`
+	Delivery   string `json:"delivery,omitempty" jsonschema:"How you get it: the first of the credential's deliveries in list_credentials that can do the work. proxy and exec do it without showing you the key; ask for value only where neither will do. Left out, it is its default_delivery, and that may be value."`
 	LeaseID    string `json:"lease_id,omitempty" jsonschema:"Renew this lease of yours instead of opening another. What you were given with it stays good."`
 	ApprovalID string `json:"approval_id,omitempty" jsonschema:"Get the lease that waited for a person's approval, with what was asked then. Waits for the answer, up to 40 seconds. Leave out all other arguments."`
 }
@@ -130,6 +130,10 @@ func (a agent) lease(given context.Context, in leaseArgs, agree func(identity.Ca
 		// Nobody can use a lease that can't be delivered: do not leave it standing.
 		if _, releaseErr := a.Broker.Release(ctx, caller, g.LeaseID); releaseErr != nil {
 			a.Log.Error().Err(releaseErr).Str("lease_id", g.LeaseID).Msg("a lease that could not be delivered could not be released")
+		}
+		if r := lease.AsRefusal(err); r != nil && r.Code == lease.LeaseEnded {
+			err = &lease.Refusal{Code: lease.LeaseEnded, Message: "the lease was granted, and ended before anything of it was handed to you: it was released or revoked in that moment",
+				Hint: "You were given nothing. If you did not release it yourself, ask the operator before you lease the credential again."}
 		}
 		return leaseResult{}, err
 	}

@@ -28,6 +28,7 @@ type listed struct {
 	State       string            `json:"state"`
 	Metadata    map[string]string `json:"metadata"`
 	Deliveries  []string          `json:"deliveries" jsonschema:"How it can be delivered to you, least exposing first: proxy (requests through keylease), exec (a command gets it), value (you see it)"`
+	Usual       string            `json:"default_delivery,omitempty" jsonschema:"What lease_credential gives where you leave delivery out"`
 	DefaultTTL  string            `json:"default_ttl"`
 	MaxTTL      string            `json:"max_ttl"`
 	MaxLeases   *int              `json:"max_leases" jsonschema:"How many leases it allows at a time; null: no limit"`
@@ -74,7 +75,7 @@ func (a agent) list(ctx context.Context, in listArgs) (listResult, error) {
 }
 
 func shown(o lease.Offer) listed {
-	l := listed{Name: o.Name, Type: o.Type, State: o.State, Metadata: o.Metadata, Deliveries: []string{},
+	l := listed{Name: o.Name, Type: o.Type, State: o.State, Metadata: o.Metadata, Deliveries: []string{}, Usual: string(o.Usual),
 		DefaultTTL: ttl.Format(o.DefaultTTL), MaxTTL: ttl.Format(o.MaxTTL), LeasesInUse: o.LeasesInUse,
 		Approval: string(o.Approval), RotationDue: o.RotationDue, YourLeases: []ownLease{}}
 	if l.Metadata == nil {

@@ -256,3 +256,20 @@ func TestAPanicBecomesAnIdThatIsInTheLog(t *testing.T) {
 		t.Errorf("id %q is not in the log", id)
 	}
 }
+
+// Who leaves delivery out is to know what that gives before it is given.
+func TestTheListSaysWhatIsGivenWhereNoDeliveryIsAskedFor(t *testing.T) {
+	list, _, _ := call(t, agentContext(), newServer(t, zerolog.Nop()), "list_credentials", `{}`)
+	got := map[string]any{}
+	for _, c := range list["credentials"].([]any) {
+		got[c.(map[string]any)["name"].(string)] = c.(map[string]any)["default_delivery"]
+	}
+	if got["openai"] != "value" || got["service"] != "proxy" {
+		t.Errorf("default deliveries: %v", got)
+	}
+	for name, want := range got {
+		if l, _, refused := call(t, agentContext(), newServer(t, zerolog.Nop()), "lease_credential", `{"credential":"`+name+`"}`); refused || l["delivery"] != want {
+			t.Errorf("%s is listed with %v and given by %v", name, want, l["delivery"])
+		}
+	}
+}

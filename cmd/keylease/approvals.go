@@ -202,7 +202,7 @@ a shell under the daemon's user can edit that file too.`,
 		Args: exactly(), RunE: func(cmd *cobra.Command, _ []string) error {
 			f, ok := a.in.(*os.File)
 			if !ok || !isTerminal(f) {
-				return fail(exitDenied, "run it at a terminal", "a passphrase is typed at a terminal only")
+				return usagef("run it at a terminal", "a passphrase is typed at a terminal only")
 			}
 			typed, err := a.ask(cmd.Context(), f, "passphrase")
 			if err != nil {

@@ -57,6 +57,7 @@ func (a *app) mcp(ctx context.Context, as string, standalone bool) error {
 			}
 			a.sayf("keylease: there is no store in %s yet: the first request makes one; keep a copy of %s elsewhere", terminal(s.Data), terminal(path))
 		}
+		defer slim()()
 		return server.Relay(ctx, relay)
 	}
 	if runtime.GOOS == "windows" {

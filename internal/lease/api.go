@@ -96,6 +96,7 @@ type Offer struct {
 	State       string
 	Metadata    map[string]string
 	Deliveries  []policy.Delivery // open to this caller, least exposing first
+	Usual       policy.Delivery   // the one of them that is given where none is asked for; "": there are none
 	DefaultTTL  time.Duration
 	MaxTTL      time.Duration
 	MaxLeases   int // 0: no limit

@@ -81,6 +81,9 @@ func offer(c *credential, d policy.Decision, caller identity.Caller, now time.Ti
 	o := Offer{Name: c.rec.Name, Type: c.rec.Type, State: c.state(), Metadata: maps.Clone(c.rec.Metadata),
 		Deliveries: deliverable(d, c, caller), DefaultTTL: d.TTL, MaxTTL: d.MaxTTL, MaxLeases: d.MaxLeases,
 		LeasesInUse: c.leases.live(now), Approval: d.Approval, RotationDue: c.rotationDue(now), YourLeases: []OwnLease{}}
+	if len(o.Deliveries) > 0 {
+		o.Usual = usual(o.Deliveries, c)
+	}
 	o.YourLeases = append(o.YourLeases, ownLeases(c.leases, caller.Principal, now)...)
 	return o
 }

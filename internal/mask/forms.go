@@ -3,6 +3,7 @@ package mask
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -22,8 +23,9 @@ const (
 	whatwgUser = "-_.~!$%&'()*+,"       // URL().password
 )
 
-// forms are all ways to escape a text that are looked for; usual are those that are looked for twice over, and in base64.
-var forms, usual = func() (all, usual []*form) {
+// escapes are all ways to escape a text that are looked for, and those usual ones that are looked for twice over, and in
+// base64. They are made when the first Masker is: a relay needs none.
+var escapes = sync.OnceValues(func() (all, usual []*form) {
 	for _, digits := range []string{lower, upper} {
 		for _, keep := range []string{unreserved, formData, component, wholeURI, segment, goPath, pyPath, userinfo, whatwgUser} {
 			all = append(all, inURL(keep, "", digits), inURL(keep, "+", digits))
@@ -48,7 +50,7 @@ var forms, usual = func() (all, usual []*form) {
 		pairs("'", `\'`, `\`, `\\`, "\n", `\n`, "\r", `\r`, "\t", `\t`), // repr, $'…'
 		backslash(" !\"#$&'()*,;<>?[\\]^`{|}"),                          // printf %q
 	), usual
-}()
+})
 
 // special says that some form changes c.
 func special(c byte) bool {

@@ -70,6 +70,7 @@ func (m *Masker) text(v []byte) {
 	if !slices.ContainsFunc(v, special) {
 		return
 	}
+	forms, usual := escapes()
 	for _, once := range distinct(forms, v) {
 		m.add(once, false)
 	}
@@ -80,6 +81,7 @@ func (m *Masker) text(v []byte) {
 
 // escaped adds what v becomes in usual forms.
 func (m *Masker) escaped(v []byte) {
+	_, usual := escapes()
 	for _, twice := range distinct(usual, v) {
 		m.add(twice, false)
 	}

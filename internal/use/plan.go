@@ -2,7 +2,6 @@ package use
 
 import (
 	"fmt"
-	"maps"
 	"net/netip"
 	"net/textproto"
 	"net/url"
@@ -23,9 +22,11 @@ type Plan struct {
 	slashes []pattern
 	drop    []string
 	keep    []string
-	rate    float64
-	burst   int
-	dial    dialing
+
+	carriers []string
+	rate     float64
+	burst    int
+	dial     dialing
 }
 
 // host is one address of a service, and what is sent there.
@@ -71,6 +72,7 @@ func compile(u Upstream) (*Plan, []fault) {
 	p.deny = compileRules(u.Deny, "deny", bad)
 	p.rules(u, s, bad)
 	p.headers(u, s, bad)
+	p.carriers = carriersOf(p)
 	if u.Rate != "" {
 		var err error
 		if p.rate, p.burst, err = parseRate(u.Rate); err != nil {
@@ -342,11 +344,12 @@ func (p *Plan) Allowed() []string {
 
 // Drop are the request headers, in canonical form, that are never passed on: those that switch the tenant, unless the
 // admin allows them, and those that make another request of it. Hop-by-hop headers are the proxy's own business.
+// The list is the Plan's own.
 func (p *Plan) Drop() []string {
 	if p == nil {
 		return neverHeaders
 	}
-	return slices.Clone(p.drop)
+	return p.drop
 }
 
 // KeepsCookies reports whether Set-Cookie is left in answers.
@@ -358,21 +361,6 @@ func (p *Plan) Rate() (perSecond float64, burst int) {
 		return 0, 0
 	}
 	return p.rate, p.burst
-}
-
-// Carriers are the request headers, in canonical form, in which a client may send the handle. All of them are taken out of
-// a request before the key is put in.
-func (p *Plan) Carriers() []string {
-	set := map[string]bool{}
-	for _, name := range Carriers() {
-		set[name] = true
-	}
-	if p != nil {
-		for _, h := range p.hosts {
-			set[h.slot.Header] = true
-		}
-	}
-	return slices.Sorted(maps.Keys(set))
 }
 
 // Plain reports whether the upstream is spoken to without TLS, because the admin wrote http://.

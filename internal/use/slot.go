@@ -3,6 +3,7 @@ package use
 import (
 	"encoding/base64"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/textproto"
 	"slices"
@@ -72,4 +73,26 @@ func isHeaderName(s string) bool {
 		}
 	}
 	return s != "" && len(s) <= 128
+}
+
+// Carriers are the request headers, in canonical form, in which a client may send the handle. All of them are taken out of
+// a request before the key is put in. The list is the Plan's own.
+func (p *Plan) Carriers() []string {
+	if p == nil {
+		return carriersOf(nil)
+	}
+	return p.carriers
+}
+
+func carriersOf(p *Plan) []string {
+	set := map[string]bool{}
+	for _, name := range Carriers() {
+		set[name] = true
+	}
+	if p != nil {
+		for _, h := range p.hosts {
+			set[h.slot.Header] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(set))
 }
