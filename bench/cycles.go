@@ -48,7 +48,7 @@ func (r *run) cycle(n int) error {
 	}
 	fmt.Printf("\n%d cycles in %s.\n", n, time.Since(began).Round(time.Second))
 	c.Close()
-	time.Sleep(30 * time.Second) // Badger gives its buffers back one by one, and what was garbage goes after ten seconds of quiet
+	time.Sleep(30 * time.Second) // Badger gives its buffers back one by one, and what was garbage goes after twenty seconds of quiet
 	show(n, w.look())
 	goroutines, err := w.goroutines()
 	if err != nil {
