@@ -62,7 +62,7 @@ func (w *world) houseAt(credentials int, now func() time.Time) (*house, error) {
 	ctx, end := context.WithCancel(context.Background())
 	h.end = end
 	go func() { defer close(h.ended); _ = b.Run(ctx) }()
-	w.r.undo = append(w.r.undo, func() { _ = h.close() })
+	w.r.later(func() { _ = h.close() })
 	for i := range credentials {
 		name := credential(i)
 		_, err := b.Put(context.Background(), operator, lease.NewCredential{Name: name, Type: "api-key", Value: secret.New([]byte(valueOf(name))),
@@ -112,9 +112,9 @@ func (r *run) filled(credentials, live int, ttl time.Duration, now func() time.T
 	first := w
 	var fs unix.Statfs_t
 	if unix.Statfs(memory, &fs) == nil && fs.Bavail*uint64(fs.Bsize) > 4<<30 {
-		there := &run{disk: memory}
-		defer there.clean()
-		if first, err = there.world(); err != nil {
+		since := r.begun()
+		defer r.clean(since)
+		if first, err = r.worldOn(memory); err != nil {
 			return nil, err
 		}
 	}

@@ -8,8 +8,11 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"regexp"
+	"sync"
+	"syscall"
 	"time"
 )
 
@@ -21,8 +24,10 @@ type run struct {
 	disk   string        // where the homes are made: the disk that is measured
 	binary string        // the shipped binary
 	self   string        // this program, which is the no-op server too
-	undo   []func()
 	rows   []row
+
+	mu   sync.Mutex // guards undo
+	undo []func()
 }
 
 // parts are the rows in the order of the table. Each measures one thing with whatever it is compared with beside it.
@@ -73,7 +78,8 @@ func bench() (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { r.clean() }()
+	defer r.clean(0)
+	r.interrupted()
 	if err := r.prepare(); err != nil {
 		return err
 	}
@@ -158,27 +164,59 @@ func (r *run) prepare() (err error) {
 
 // folder makes a folder on the disk that is measured, which goes when the run ends. Its name is short: a socket's path
 // has 100 bytes.
-func (r *run) folder() (string, error) {
-	dir, err := os.MkdirTemp(r.disk, "klb")
+func (r *run) folder() (string, error) { return r.folderOn(r.disk) }
+
+func (r *run) folderOn(disk string) (string, error) {
+	dir, err := os.MkdirTemp(disk, "klb")
 	if err == nil {
-		r.undo = append(r.undo, func() { _ = os.RemoveAll(dir) })
+		r.later(func() { _ = os.RemoveAll(dir) })
 	}
 	return dir, err
 }
 
-// clean ends what was started and removes what was made, the newest first.
-func (r *run) clean() {
-	for len(r.undo) > 0 {
+// later has undo called when the part ends, or all of it.
+func (r *run) later(undo func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.undo = append(r.undo, undo)
+}
+
+// begun is how much there is to be undone.
+func (r *run) begun() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.undo)
+}
+
+// clean ends what was started and removes what was made since there was so much of it, the newest first.
+func (r *run) clean(since int) {
+	for {
+		r.mu.Lock()
+		if len(r.undo) <= since {
+			r.mu.Unlock()
+			return
+		}
 		last := r.undo[len(r.undo)-1]
 		r.undo = r.undo[:len(r.undo)-1]
+		r.mu.Unlock()
 		last()
 	}
 }
 
 // within runs do and then cleans up what do began, so that one part does not disturb the next.
 func (r *run) within(do func() error) error {
-	outer := r.undo
-	r.undo = nil
-	defer func() { r.clean(); r.undo = outer }()
+	since := r.begun()
+	defer r.clean(since)
 	return do()
+}
+
+// interrupted cleans up when the run is ended from outside: daemons of it would stay.
+func (r *run) interrupted() {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		r.clean(0)
+		os.Exit(130)
+	}()
 }

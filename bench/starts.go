@@ -136,7 +136,7 @@ func (r *run) late() error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	r.undo = append(r.undo, func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	r.later(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	many := 1500
 	if r.short {
 		many = 50

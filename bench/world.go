@@ -58,8 +58,10 @@ type world struct {
 	log  *output
 }
 
-func (r *run) world() (*world, error) {
-	home, err := r.folder()
+func (r *run) world() (*world, error) { return r.worldOn(r.disk) }
+
+func (r *run) worldOn(disk string) (*world, error) {
+	home, err := r.folderOn(disk)
 	if err != nil {
 		return nil, err
 	}
@@ -168,7 +170,7 @@ func (w *world) serve() error {
 		}
 		return nil
 	}
-	w.r.undo = append(w.r.undo, func() { _ = cmd.Process.Kill(); <-exited })
+	w.r.later(func() { _ = cmd.Process.Kill(); <-exited })
 	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		select {
 		case <-exited:
