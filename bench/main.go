@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -26,8 +27,11 @@ type run struct {
 	self   string        // this program, which is the no-op server too
 	rows   []row
 
-	mu   sync.Mutex // guards undo
-	undo []func()
+	ctx context.Context // ends when the run is interrupted
+
+	mu      sync.Mutex // guards what follows
+	undo    []func()
+	folders []string
 }
 
 // parts are the rows in the order of the table. Each measures one thing with whatever it is compared with beside it.
@@ -60,6 +64,7 @@ func main() {
 
 func bench() (err error) {
 	r := &run{rounds: 7, turn: time.Second}
+	r.interrupted()
 	flag.BoolVar(&r.short, "short", false, "a minute, to see that all of it still works: its figures mean little")
 	only := flag.String("only", "", "run only the parts whose name matches: engine, growth, protocol, list, start, expiry, proxy, idle")
 	asJSON := flag.String("json", "", "write the results to this file as JSON; - for standard output")
@@ -78,8 +83,12 @@ func bench() (err error) {
 	if err != nil {
 		return err
 	}
-	defer r.clean(0)
-	r.interrupted()
+	defer func() {
+		r.clean(0)
+		if r.ctx.Err() != nil {
+			select {} // until interrupted has ended us
+		}
+	}()
 	if err := r.prepare(); err != nil {
 		return err
 	}
@@ -170,6 +179,9 @@ func (r *run) folderOn(disk string) (string, error) {
 	dir, err := os.MkdirTemp(disk, "klb")
 	if err == nil {
 		r.later(func() { _ = os.RemoveAll(dir) })
+		r.mu.Lock()
+		r.folders = append(r.folders, dir)
+		r.mu.Unlock()
 	}
 	return dir, err
 }
@@ -212,11 +224,19 @@ func (r *run) within(do func() error) error {
 
 // interrupted cleans up when the run is ended from outside: daemons of it would stay.
 func (r *run) interrupted() {
+	ctx, cancel := context.WithCancel(context.Background())
+	r.ctx = ctx
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	go func() {
 		<-signals
+		cancel()
 		r.clean(0)
+		time.Sleep(300 * time.Millisecond) // whoever wrote into a folder while it was removed has ended by now
+		r.mu.Lock()
+		for _, dir := range r.folders {
+			_ = os.RemoveAll(dir)
+		}
 		os.Exit(130)
 	}()
 }

@@ -87,7 +87,7 @@ func (w *world) write(path, text string) error {
 // cli runs one of the operator's commands. None may run while this process has a connection to the socket: keylease
 // would take it for an agent's.
 func (w *world) cli(args ...string) (string, error) {
-	cmd := exec.Command(w.r.binary, args...)
+	cmd := exec.CommandContext(w.r.ctx, w.r.binary, args...)
 	cmd.Env, cmd.Dir = w.env(), w.home
 	var out, said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &said
