@@ -45,7 +45,7 @@ func (r *run) file(name string, size int64) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.undo = append(r.undo, func() { _ = f.Close() })
+	r.later(func() { _ = f.Close() })
 	for left := size; left > 0; left -= 1 << 20 { // written, not sparse: writing in place changes no metadata
 		if _, err := f.Write(make([]byte, 1<<20)); err != nil {
 			return nil, err
@@ -82,7 +82,7 @@ func (r *run) rawLog() (*rawLog, error) {
 	l.cond = sync.NewCond(&l.mu)
 	ended := make(chan struct{})
 	go func() { defer close(ended); l.loop() }()
-	r.undo = append(r.undo, func() {
+	r.later(func() {
 		l.mu.Lock()
 		l.over = true
 		l.cond.Broadcast()
@@ -165,7 +165,7 @@ func (r *run) mutexed() (func(callers int) func(time.Duration) (sample, error), 
 	if err != nil {
 		return nil, err
 	}
-	r.undo = append(r.undo, func() { _ = db.Close() })
+	r.later(func() { _ = db.Close() })
 	var mu sync.Mutex
 	var seq uint64
 	event := bytes.Repeat([]byte{'x'}, eventSize)

@@ -48,13 +48,13 @@ func (r *run) cycle(n int) error {
 	}
 	fmt.Printf("\n%d cycles in %s.\n", n, time.Since(began).Round(time.Second))
 	c.Close()
-	time.Sleep(10 * time.Second)
+	time.Sleep(30 * time.Second) // Badger gives its buffers back one by one, and what was garbage goes after twenty seconds of quiet
 	show(n, w.look())
 	goroutines, err := w.goroutines()
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\nTen seconds later, with nobody connected: the last line, and %d goroutines", goroutines)
+	fmt.Printf("\nHalf a minute later, with nobody connected: the last line, and %d goroutines", goroutines)
 	fresh, _, err := r.served(1, 0)
 	if err != nil {
 		return err

@@ -26,15 +26,12 @@ func (r *run) grown(what string, sizes []int, of func(int) (credentials, live in
 		var houses []*house
 		for _, n := range sizes {
 			credentials, live := of(n)
-			w, err := r.world()
+			w, err := r.filled(credentials, live, 2*time.Hour, time.Now)
 			if err != nil {
 				return err
 			}
-			h, err := w.house(credentials)
+			h, err := w.house(0)
 			if err != nil {
-				return err
-			}
-			if err := h.fill(live, credentials, time.Hour); err != nil {
 				return err
 			}
 			houses = append(houses, h)

@@ -3,13 +3,17 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"regexp"
+	"sync"
+	"syscall"
 	"time"
 )
 
@@ -21,8 +25,13 @@ type run struct {
 	disk   string        // where the homes are made: the disk that is measured
 	binary string        // the shipped binary
 	self   string        // this program, which is the no-op server too
-	undo   []func()
 	rows   []row
+
+	ctx context.Context // ends when the run is interrupted
+
+	mu      sync.Mutex // guards what follows
+	undo    []func()
+	folders []string
 }
 
 // parts are the rows in the order of the table. Each measures one thing with whatever it is compared with beside it.
@@ -55,6 +64,7 @@ func main() {
 
 func bench() (err error) {
 	r := &run{rounds: 7, turn: time.Second}
+	r.interrupted()
 	flag.BoolVar(&r.short, "short", false, "a minute, to see that all of it still works: its figures mean little")
 	only := flag.String("only", "", "run only the parts whose name matches: engine, growth, protocol, list, start, expiry, proxy, idle")
 	asJSON := flag.String("json", "", "write the results to this file as JSON; - for standard output")
@@ -73,7 +83,12 @@ func bench() (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { r.clean() }()
+	defer func() {
+		r.clean(0)
+		if r.ctx.Err() != nil {
+			select {} // until interrupted has ended us
+		}
+	}()
 	if err := r.prepare(); err != nil {
 		return err
 	}
@@ -158,27 +173,70 @@ func (r *run) prepare() (err error) {
 
 // folder makes a folder on the disk that is measured, which goes when the run ends. Its name is short: a socket's path
 // has 100 bytes.
-func (r *run) folder() (string, error) {
-	dir, err := os.MkdirTemp(r.disk, "klb")
+func (r *run) folder() (string, error) { return r.folderOn(r.disk) }
+
+func (r *run) folderOn(disk string) (string, error) {
+	dir, err := os.MkdirTemp(disk, "klb")
 	if err == nil {
-		r.undo = append(r.undo, func() { _ = os.RemoveAll(dir) })
+		r.later(func() { _ = os.RemoveAll(dir) })
+		r.mu.Lock()
+		r.folders = append(r.folders, dir)
+		r.mu.Unlock()
 	}
 	return dir, err
 }
 
-// clean ends what was started and removes what was made, the newest first.
-func (r *run) clean() {
-	for len(r.undo) > 0 {
+// later has undo called when the part ends, or all of it.
+func (r *run) later(undo func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.undo = append(r.undo, undo)
+}
+
+// begun is how much there is to be undone.
+func (r *run) begun() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.undo)
+}
+
+// clean ends what was started and removes what was made since there was so much of it, the newest first.
+func (r *run) clean(since int) {
+	for {
+		r.mu.Lock()
+		if len(r.undo) <= since {
+			r.mu.Unlock()
+			return
+		}
 		last := r.undo[len(r.undo)-1]
 		r.undo = r.undo[:len(r.undo)-1]
+		r.mu.Unlock()
 		last()
 	}
 }
 
 // within runs do and then cleans up what do began, so that one part does not disturb the next.
 func (r *run) within(do func() error) error {
-	outer := r.undo
-	r.undo = nil
-	defer func() { r.clean(); r.undo = outer }()
+	since := r.begun()
+	defer r.clean(since)
 	return do()
+}
+
+// interrupted cleans up when the run is ended from outside: daemons of it would stay.
+func (r *run) interrupted() {
+	ctx, cancel := context.WithCancel(context.Background())
+	r.ctx = ctx
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		cancel()
+		r.clean(0)
+		time.Sleep(300 * time.Millisecond) // whoever wrote into a folder while it was removed has ended by now
+		r.mu.Lock()
+		for _, dir := range r.folders {
+			_ = os.RemoveAll(dir)
+		}
+		os.Exit(130)
+	}()
 }

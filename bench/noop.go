@@ -82,7 +82,7 @@ func (r *run) again(env string) (string, int, error) {
 	if err := cmd.Start(); err != nil {
 		return "", 0, err
 	}
-	r.undo = append(r.undo, func() { _ = in.Close(); _ = cmd.Wait() })
+	r.later(func() { _ = in.Close(); _ = cmd.Wait() })
 	line, err := bufio.NewReader(out).ReadString('\n')
 	return strings.TrimSpace(line), cmd.Process.Pid, err
 }

@@ -133,7 +133,7 @@ func (r *run) asking(addr, path, key string, callers int) (func(time.Duration) (
 		if err != nil {
 			return nil, err
 		}
-		r.undo = append(r.undo, c.Close)
+		r.later(c.Close)
 		c.headed(addr, path, "Authorization", "Bearer "+key)
 		all[i] = c
 	}
@@ -154,7 +154,7 @@ func (w *world) borrow(name string) (base, handle string, err error) {
 	if err != nil {
 		return "", "", err
 	}
-	w.r.undo = append(w.r.undo, c.Close)
+	w.r.later(c.Close)
 	answer, err := c.ask(call("lease_credential", `{"credential":"`+name+`","purpose":"bench","delivery":"proxy"}`))
 	if err != nil {
 		return "", "", err

@@ -36,18 +36,8 @@ func starting(r *run) error {
 }
 
 func (r *run) started(n int, seconds float64, rounds int) error {
-	w, err := r.world()
+	w, err := r.filled(100, n, 2*time.Hour, time.Now)
 	if err != nil {
-		return err
-	}
-	h, err := w.house(100)
-	if err != nil {
-		return err
-	}
-	if err := h.fill(n, 100, 2*time.Hour); err != nil {
-		return err
-	}
-	if err := h.close(); err != nil {
 		return err
 	}
 	var start, killed, stop []float64
@@ -146,7 +136,7 @@ func (r *run) late() error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	r.undo = append(r.undo, func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	r.later(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	many := 1500
 	if r.short {
 		many = 50
@@ -231,23 +221,12 @@ func (r *run) atOnce() error {
 	var lasted, late []float64
 	for range rounds {
 		err := r.within(func() error {
-			w, err := r.world()
-			if err != nil {
-				return err
-			}
-			began := time.Now()
-			h, err := w.houseAt(100, func() time.Time { return began })
-			if err != nil {
-				return err
-			}
-			ttl := 15 * time.Second
+			began, ttl := time.Now(), 15*time.Second
 			if r.short {
 				ttl = 4 * time.Second
 			}
-			if err := h.fill(many, 100, ttl); err != nil {
-				return err
-			}
-			if err := h.close(); err != nil {
+			w, err := r.filled(100, many, ttl, func() time.Time { return began })
+			if err != nil {
 				return err
 			}
 			if err := w.serve(); err != nil {

@@ -116,7 +116,7 @@ func (r *run) agents(addr string, n int, tokens ...string) (all []*agent, err er
 		if err != nil {
 			return nil, err
 		}
-		r.undo = append(r.undo, a.Close)
+		r.later(a.Close)
 		all = append(all, a)
 	}
 	return all, nil

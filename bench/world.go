@@ -58,8 +58,10 @@ type world struct {
 	log  *output
 }
 
-func (r *run) world() (*world, error) {
-	home, err := r.folder()
+func (r *run) world() (*world, error) { return r.worldOn(r.disk) }
+
+func (r *run) worldOn(disk string) (*world, error) {
+	home, err := r.folderOn(disk)
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +87,7 @@ func (w *world) write(path, text string) error {
 // cli runs one of the operator's commands. None may run while this process has a connection to the socket: keylease
 // would take it for an agent's.
 func (w *world) cli(args ...string) (string, error) {
-	cmd := exec.Command(w.r.binary, args...)
+	cmd := exec.CommandContext(w.r.ctx, w.r.binary, args...)
 	cmd.Env, cmd.Dir = w.env(), w.home
 	var out, said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &said
@@ -168,7 +170,7 @@ func (w *world) serve() error {
 		}
 		return nil
 	}
-	w.r.undo = append(w.r.undo, func() { _ = cmd.Process.Kill(); <-exited })
+	w.r.later(func() { _ = cmd.Process.Kill(); <-exited })
 	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		select {
 		case <-exited:

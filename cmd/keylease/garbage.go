@@ -23,7 +23,9 @@ const (
 
 	much   = 32 << 20 // bytes allocated in a second: some 500 leases
 	little = 4 << 20
-	calm   = 10 // seconds of little after which what was garbage goes back to the system
+	// calm is after how many seconds of little what was garbage goes back to the system: not before Badger has let go of
+	// the buffers that it builds tables with, of which it keeps up to eight and drops one every two seconds.
+	calm = 20
 )
 
 // tendGarbage has the collector work as suits how busy the daemon is, until over is called.

@@ -28,9 +28,6 @@ func TestMain(m *testing.M) {
 	if os.Getenv(strangerEnv) != "" {
 		os.Exit(stranger())
 	}
-	if os.Getenv(bareEnv) != "" {
-		os.Exit(bareProxied())
-	}
 	if os.Getenv(crowdEnv) != "" {
 		os.Exit(floodSocket())
 	}
