@@ -201,8 +201,10 @@ func (s *Store) cutAfter(end uint64) error {
 		for it.Seek(groupKey(end + 1)); it.Valid(); it.Next() {
 			gone = append(gone, write{key: it.Item().KeyCopy(nil)})
 		}
-		if _, at, err := s.readSnapshot(txn, end); err != nil || at.seq > end {
-			gone = append(gone, write{key: []byte(manifestKey)})
+		for _, key := range []string{manifestKey, olderKey} {
+			if _, at, err := s.readSnapshot(txn, key, end); err != nil || at.seq > end {
+				gone = append(gone, write{key: []byte(key)})
+			}
 		}
 		return nil
 	})
