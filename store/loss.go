@@ -228,8 +228,11 @@ func (s *Store) emptyUnlessTold(loss *Loss) error {
 	}
 	told := false
 	err = s.db.View(func(txn *badger.Txn) error {
-		_, at, err := s.readSnapshot(txn, loss.Held)
-		told = err == nil && at.seq >= base.Seq
+		for _, key := range []string{manifestKey, olderKey} {
+			if _, at, err := s.readSnapshot(txn, key, loss.Held); err == nil && at.seq >= base.Seq {
+				told = true
+			}
+		}
 		return nil
 	})
 	if err != nil || told {
@@ -257,8 +260,10 @@ func (s *Store) cutAfter(end uint64) error {
 		for it.Seek(groupKey(end + 1)); it.Valid(); it.Next() {
 			gone = append(gone, write{key: it.Item().KeyCopy(nil)})
 		}
-		if _, at, err := s.readSnapshot(txn, end); err != nil || at.seq > end {
-			gone = append(gone, write{key: []byte(manifestKey)})
+		for _, key := range []string{manifestKey, olderKey} {
+			if _, at, err := s.readSnapshot(txn, key, end); err != nil || at.seq > end {
+				gone = append(gone, write{key: []byte(key)})
+			}
 		}
 		return nil
 	})

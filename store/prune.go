@@ -68,7 +68,7 @@ func (s *Store) Prune(ctx context.Context, l PruneLimits) (base Base, more bool,
 func (s *Store) nextBase(ctx context.Context, base Base, l PruneLimits) (next Base, more bool, err error) {
 	next = base
 	err = s.db.View(func(txn *badger.Txn) error {
-		_, snapshot, err := s.readSnapshot(txn, s.durable().seq)
+		_, snapshot, err := s.readSnapshot(txn, manifestKey, s.durable().seq)
 		if err != nil {
 			return fmt.Errorf("%w: the snapshot that a start would need does not hold: %w", ErrIntegrity, err)
 		}

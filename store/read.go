@@ -204,27 +204,46 @@ func (s *Store) Entries(ctx context.Context, from uint64, fn func(*Entry) error)
 }
 
 // Load rebuilds what the trail tells: it passes the last snapshot and its seq to restore (nil and 0 if there is none),
-// then each Entry after it to apply. A snapshot that does not hold is left aside, since the trail tells all; of a trail
+// then each Entry after it to apply. A snapshot that does not hold, or that restore refuses, is left aside for the one
+// before it, and that for none, since the trail tells all: restore begins anew each time that it is called. Of a trail
 // that was pruned it does not, and without a snapshot that goes as far as its base that is ErrIntegrity.
 func (s *Store) Load(restore func(snapshot []byte, seq uint64) error, apply func(*Entry) error) error {
 	to := s.durable().seq
 	return s.db.View(func(txn *badger.Txn) error {
-		data, at, err := s.readSnapshot(txn, to)
+		at, err := s.restoreNewest(txn, to, restore)
 		if err != nil {
-			s.log.Error().Err(err).Msg("the snapshot is damaged and not used; the whole trail is read instead")
-			data, at = nil, head{}
-		}
-		base, baseErr := s.readBase()
-		if baseErr != nil {
-			return baseErr
-		}
-		if at.seq < base.Seq {
-			return fmt.Errorf("%w: the trail begins after event %d, and the snapshot that tells what was before is missing or damaged: restore the folder from a backup",
-				ErrIntegrity, base.Seq)
-		}
-		if err := restore(data, at.seq); err != nil {
-			return fmt.Errorf("restoring the snapshot: %w", err)
+			return err
 		}
 		return s.walk(context.Background(), txn, at.seq+1, to, apply)
 	})
+}
+
+// restoreNewest passes the newest snapshot that is good to restore, and returns where it was taken.
+func (s *Store) restoreNewest(txn *badger.Txn, to uint64, restore func([]byte, uint64) error) (head, error) {
+	base, err := s.readBase()
+	if err != nil {
+		return head{}, err
+	}
+	for _, key := range []string{manifestKey, olderKey} {
+		data, at, err := s.readSnapshot(txn, key, to)
+		if err == nil && (data == nil || at.seq < base.Seq) {
+			continue
+		}
+		if err == nil {
+			err = restore(data, at.seq)
+		}
+		if err == nil {
+			s.snapped.Store(max(at.seq, s.snapped.Load()))
+			return at, nil
+		}
+		s.log.Error().Err(err).Msg("a snapshot is damaged and not used; more of the trail is read instead")
+	}
+	if base.Seq > 0 {
+		return head{}, fmt.Errorf("%w: the trail begins after event %d, and the snapshot that tells what was before is missing or damaged: restore the folder from a backup",
+			ErrIntegrity, base.Seq)
+	}
+	if err := restore(nil, 0); err != nil {
+		return head{}, fmt.Errorf("beginning at the first event: %w", err)
+	}
+	return head{}, nil
 }

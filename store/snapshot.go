@@ -1,18 +1,19 @@
 package store
 
 import (
-	"bytes"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/dgraph-io/badger/v4"
 )
 
 // A snapshot saves a start the reading of the whole trail. It lies in chunks under s · generation · n, each sealed to
 // the store, the generation, its place and the head it was taken at; the manifest, under m and written last, makes it
-// valid and is sealed too:
+// valid and is sealed too. The manifest before it goes to n with that transaction, and its chunks stay: should the newest
+// snapshot be damaged, a start reads a little more and not everything.
 //
 //	generation [8] · seq u64 · head [32] · chunks u32 · bytes u64
 type manifest struct {
@@ -25,6 +26,7 @@ type manifest struct {
 const (
 	chunkSize    = 512 << 10
 	manifestKey  = "m"
+	olderKey     = "n"
 	manifestSize = 8 + 8 + 32 + 4 + 8
 )
 
@@ -60,44 +62,93 @@ func (k *keyring) manifestAAD() []byte { return tuple(nil).bytes(k.store[:]).tex
 // Snapshot stores data as the state of Head. Nothing may be in flight. If we crash before the manifest is written the
 // older snapshot stays valid; after it, leftovers of older ones are removed by the next.
 func (s *Store) Snapshot(data []byte) error {
+	return s.snapshot(s.durable(), data, func() error { return nil })
+}
+
+// SnapshotAt stores data as the state after event seq, which is on disk, while the store goes on: pause is called after
+// each half megabyte, and an error of it ends the writing. Where a later snapshot was stored meanwhile it does nothing.
+func (s *Store) SnapshotAt(seq uint64, data []byte, pause func() error) error {
+	hash, err := s.hashAt(seq)
+	if err != nil {
+		return err
+	}
+	return s.snapshot(head{seq, hash}, data, pause)
+}
+
+// SnapshotSeq is the event after which the newest snapshot that is known to be good was taken; 0 if there is none.
+func (s *Store) SnapshotSeq() uint64 { return s.snapped.Load() }
+
+// cheap is how large a snapshot may be for the one before it to be kept, too.
+const cheap = 64 << 20
+
+func (s *Store) snapshot(at head, data []byte, pause func() error) error {
+	s.snapping.Lock()
+	defer s.snapping.Unlock()
+	if at.seq < s.snapped.Load() {
+		return nil
+	}
+	m := manifest{head: at, chunks: uint32((len(data) + chunkSize - 1) / chunkSize), size: uint64(len(data))}
+	rand.Read(m.generation[:])
+	if free, err := freeBytes(s.dir); err == nil && free < reserve+2*m.size {
+		return fmt.Errorf("%w: too little room on the disk for a snapshot", ErrUnavailable)
+	}
+	for n := range m.chunks {
+		if n > 0 {
+			if err := pause(); err != nil {
+				return err
+			}
+		}
+		chunk := data[int(n)*chunkSize : min(int(n+1)*chunkSize, len(data))]
+		sealed := seal(s.keys.snapshot, chunk, s.keys.chunkAAD(m, n))
+		if err := s.writeAlone([]write{{m.chunkKey(n), sealed}}); err != nil {
+			return fmt.Errorf("writing the snapshot: %w", err)
+		}
+	}
+	var older []byte // what n is to say; nil: nothing
+	if m.size <= cheap && s.snapped.Load() > 0 {
+		older, _ = s.get([]byte(manifestKey))
+	}
+	sealed := seal(s.keys.snapshot, m.encode(), s.keys.manifestAAD())
+	if err := s.writeAlone([]write{{[]byte(manifestKey), sealed}, {[]byte(olderKey), older}}); err != nil {
+		return fmt.Errorf("writing the snapshot: %w", err)
+	}
+	s.snapped.Store(m.seq)
+	return s.dropOldChunks()
+}
+
+// writeAlone writes between two groups of the trail.
+func (s *Store) writeAlone(writes []write) error {
 	s.disk.Lock()
 	defer s.disk.Unlock()
 	if err := s.usable(); err != nil {
 		return err
 	}
-	if free, err := freeBytes(s.dir); err == nil && free < reserve+2*uint64(len(data)) {
-		return fmt.Errorf("%w: too little room on the disk for a snapshot", ErrUnavailable)
-	}
-	m := manifest{head: s.durable(), chunks: uint32((len(data) + chunkSize - 1) / chunkSize), size: uint64(len(data))}
-	rand.Read(m.generation[:])
-	for n := range m.chunks {
-		chunk := data[int(n)*chunkSize : min(int(n+1)*chunkSize, len(data))]
-		sealed := seal(s.keys.snapshot, chunk, s.keys.chunkAAD(m, n))
-		if err := s.write([]write{{m.chunkKey(n), sealed}}); err != nil {
-			return fmt.Errorf("writing the snapshot: %w", err)
-		}
-	}
-	sealed := seal(s.keys.snapshot, m.encode(), s.keys.manifestAAD())
-	if err := s.write([]write{{[]byte(manifestKey), sealed}}); err != nil {
-		return fmt.Errorf("writing the snapshot: %w", err)
-	}
-	return s.dropOldChunks(m)
+	return s.write(writes)
 }
 
-func (s *Store) dropOldChunks(keep manifest) error {
+// dropOldChunks removes what no manifest speaks of.
+func (s *Store) dropOldChunks() error {
 	var old []write
 	err := s.db.View(func(txn *badger.Txn) error {
+		kept := map[[8]byte]bool{}
+		for _, key := range []string{manifestKey, olderKey} {
+			if m, err := s.readManifest(txn, key); err == nil {
+				kept[m.generation] = true
+			}
+		}
 		it := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{'s'}})
 		defer it.Close()
 		for it.Rewind(); it.Valid(); it.Next() {
-			if key := it.Item().KeyCopy(nil); !bytes.HasPrefix(key[1:], keep.generation[:]) {
+			if key := it.Item().KeyCopy(nil); len(key) != 1+8+4 || !kept[[8]byte(key[1:])] {
 				old = append(old, write{key: key})
 			}
 		}
 		return nil
 	})
-	if err == nil && len(old) > 0 {
-		err = s.write(old)
+	for batch := range slices.Chunk(old, 1000) {
+		if err == nil {
+			err = s.writeAlone(batch)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("removing older snapshots: %w", err)
@@ -105,17 +156,21 @@ func (s *Store) dropOldChunks(keep manifest) error {
 	return nil
 }
 
-// readSnapshot returns the last snapshot and the head it was taken at, which must stand in the trail; nil if there is
-// none.
-func (s *Store) readSnapshot(txn *badger.Txn, to uint64) ([]byte, head, error) {
-	plain, err := s.openFrom(txn, []byte(manifestKey), s.keys.manifestAAD())
+func (s *Store) readManifest(txn *badger.Txn, key string) (manifest, error) {
+	plain, err := s.openFrom(txn, []byte(key), s.keys.manifestAAD())
+	if err != nil {
+		return manifest{}, err
+	}
+	return decodeManifest(plain)
+}
+
+// readSnapshot returns the snapshot whose manifest lies under key and the head it was taken at, which must stand in the
+// trail; nil if there is none.
+func (s *Store) readSnapshot(txn *badger.Txn, key string, to uint64) ([]byte, head, error) {
+	m, err := s.readManifest(txn, key)
 	if errors.Is(err, badger.ErrKeyNotFound) {
 		return nil, head{}, nil
 	}
-	if err != nil {
-		return nil, head{}, err
-	}
-	m, err := decodeManifest(plain)
 	if err != nil {
 		return nil, head{}, err
 	}
@@ -129,7 +184,7 @@ func (s *Store) readSnapshot(txn *badger.Txn, to uint64) ([]byte, head, error) {
 			return nil, head{}, fmt.Errorf("it was taken at another event %d", m.seq)
 		}
 	}
-	data := []byte{} // never nil: an empty snapshot is one
+	data := make([]byte, 0, min(m.size, maxSnapshot)) // never nil: an empty snapshot is one
 	for n := range m.chunks {
 		chunk, err := s.openFrom(txn, m.chunkKey(n), s.keys.chunkAAD(m, n))
 		if err != nil {
@@ -142,6 +197,9 @@ func (s *Store) readSnapshot(txn *badger.Txn, to uint64) ([]byte, head, error) {
 	}
 	return data, m.head, nil
 }
+
+// maxSnapshot bounds what is set aside for a snapshot before it is read.
+const maxSnapshot = 256 << 20
 
 func (s *Store) openFrom(txn *badger.Txn, key, aad []byte) (plain []byte, err error) {
 	item, err := txn.Get(key)

@@ -19,7 +19,7 @@
 //	k                            a root key that is being replaced rotate.go
 //	h                            the newest signed head            head.go
 //	b                            where the trail begins            base.go
-//	m, s · generation · n u32    snapshot manifest and chunks      snapshot.go
+//	m, n, s · generation · n u32 snapshot manifests and chunks     snapshot.go
 package store
 
 import (
@@ -74,6 +74,9 @@ type Store struct {
 	failed error // a group could not be written: nothing else is until Recover
 	closed bool
 	head   head
+
+	snapping sync.Mutex    // held by whoever stores a snapshot
+	snapped  atomic.Uint64 // see SnapshotSeq
 
 	// disk is held by whoever writes to Badger or the anchor: the committer, the checkpoint, Snapshot, Destroy and
 	// Recover. It guards the fields below, and nobody else changes head. Taken before mu.

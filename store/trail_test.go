@@ -238,7 +238,7 @@ func TestSnapshotAndReplayTellWhatTheWholeTrailTells(t *testing.T) {
 	}
 }
 
-func TestLargeSnapshotIsWholeAndReplacesTheOlder(t *testing.T) {
+func TestLargeSnapshotIsWholeAndTheTwoNewestAreKept(t *testing.T) {
 	s := mustOpen(t, testOptions(t))
 	record(t, s, leaseCreated(0))
 	read := func() (got []byte) {
@@ -248,6 +248,7 @@ func TestLargeSnapshotIsWholeAndReplacesTheOlder(t *testing.T) {
 		}
 		return got
 	}
+	before := 0
 	for _, size := range []int{3*chunkSize + 17, chunkSize, 0, 1} {
 		data := bytes.Repeat([]byte("keylease"), size/8+1)[:size]
 		if err := s.Snapshot(data); err != nil {
@@ -256,9 +257,11 @@ func TestLargeSnapshotIsWholeAndReplacesTheOlder(t *testing.T) {
 		if got := read(); got == nil || !bytes.Equal(got, data) {
 			t.Errorf("size %d: %d bytes came back", size, len(got))
 		}
-		if n, want := countKeys(t, s, 's'), (size+chunkSize-1)/chunkSize; n != want {
-			t.Errorf("size %d: %d chunks are stored, not %d", size, n, want)
+		chunks := (size + chunkSize - 1) / chunkSize
+		if n := countKeys(t, s, 's'); n != chunks+before {
+			t.Errorf("size %d: %d chunks are stored, not %d and %d", size, n, chunks, before)
 		}
+		before = chunks
 	}
 }
 
@@ -273,6 +276,34 @@ func TestDamagedSnapshotIsNotUsed(t *testing.T) {
 	tamper(t, s, []byte(manifestKey), older)
 	if told, from, n := load(t, s); from != 0 || n != 1 || len(told.Leases) != 1 {
 		t.Errorf("from %d, %d replayed", from, n)
+	}
+}
+
+// TestTheSnapshotBeforeADamagedOneIsUsed: and one that its reader refuses counts as damaged.
+func TestTheSnapshotBeforeADamagedOneIsUsed(t *testing.T) {
+	s := mustOpen(t, testOptions(t))
+	record(t, s, leaseCreated(0))
+	first := []byte(`{"Leases":["ls_00000000"]}`)
+	if err := s.Snapshot(first); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 5 {
+		record(t, s, leaseCreated(i+1))
+	}
+	if err := s.SnapshotAt(4, []byte(`nothing that anybody reads`), func() error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.SnapshotAt(2, first, func() error { return nil }); err != nil || s.SnapshotSeq() != 4 {
+		t.Errorf("the newest is of %d: %v", s.SnapshotSeq(), err)
+	}
+	if told, from, n := load(t, s); from != 1 || n != 5 || len(told.Leases) != 6 {
+		t.Errorf("refused: from %d, %d replayed", from, n)
+	}
+	newest := peek(t, s, []byte(manifestKey))
+	newest[30] ^= 1
+	tamper(t, s, []byte(manifestKey), newest)
+	if told, from, n := load(t, s); from != 1 || n != 5 || len(told.Leases) != 6 {
+		t.Errorf("damaged: from %d, %d replayed", from, n)
 	}
 }
 

@@ -5,7 +5,12 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"runtime"
+	"slices"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"keylease/internal/identity"
@@ -226,8 +231,10 @@ func detailTime(e *store.Entry, field string) time.Time {
 // loadRecords unseals the newest record of each credential and token after a replay. One that is not what the trail
 // says was written is marked damaged and refused; the others are served.
 func (ix *index) loadRecords(s *store.Store) (damaged []error) {
-	for _, c := range ix.creds {
-		if err := loadRecord(s, c.ref, c.rec.ID, &c.rec); err != nil {
+	creds, tokens := slices.Collect(maps.Values(ix.creds)), slices.Collect(maps.Values(ix.tokens))
+	faults := inParallel(len(creds), func(i int) error { return loadRecord(s, creds[i].ref, creds[i].rec.ID, &creds[i].rec) })
+	for i, c := range creds {
+		if err := faults[i]; err != nil {
 			c.damaged = err.Error()
 			damaged = append(damaged, fmt.Errorf("credential %s: %w", c.rec.Name, err))
 			continue
@@ -237,16 +244,38 @@ func (ix *index) loadRecords(s *store.Store) (damaged []error) {
 			ix.retire(c, v.Version)
 		}
 	}
-	for id, t := range ix.tokens {
+	faults = inParallel(len(tokens), func(i int) error { return loadRecord(s, tokens[i].ref, tokens[i].rec.ID, &tokens[i].rec) })
+	for i, t := range tokens {
 		t.disabled = t.ref.Seq < ix.tokensTo
-		if err := loadRecord(s, t.ref, id, &t.rec); err != nil {
+		if err := faults[i]; err != nil {
 			t.damaged = true
-			damaged = append(damaged, fmt.Errorf("token %s: %w", id, err))
+			damaged = append(damaged, fmt.Errorf("token %s: %w", t.rec.ID, err))
 			continue
 		}
 		ix.addTexts(t)
 	}
+	ix.sortNames()
 	return damaged
+}
+
+// inParallel does n things with all processors: a record takes about ten microseconds to read, check and unseal.
+func inParallel(n int, do func(i int) error) []error {
+	errs := make([]error, n)
+	var next atomic.Int64
+	var all sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), n) {
+		all.Go(func() {
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= n {
+					return
+				}
+				errs[i] = do(i)
+			}
+		})
+	}
+	all.Wait()
+	return errs
 }
 
 func loadRecord(s *store.Store, ref store.RecordRef, id string, into any) error {

@@ -139,19 +139,30 @@ func (b *Broker) load() error {
 
 // read is what the trail tells, without the records.
 func (b *Broker) read() (*index, error) {
-	ix := newIndex()
-	err := b.store.Load(
-		func(snapshot []byte, _ uint64) error {
-			if len(snapshot) == 0 { // none; or the store lost what one told, which was accepted
-				return nil
-			}
-			return ix.restore(snapshot)
-		},
-		func(e *store.Entry) error { return ix.replay(e) })
+	ix, err := readIndex(b.store, func() error { return nil })
 	if err != nil {
 		return nil, fmt.Errorf("rebuilding the leases from the trail: %w", err)
 	}
 	return ix, nil
+}
+
+// readIndex makes the index that the store tells, all but the records. step is called before each Entry that is applied,
+// and an error of it ends the reading.
+func readIndex(s *store.Store, step func() error) (ix *index, err error) {
+	err = s.Load(
+		func(snapshot []byte, _ uint64) error {
+			if ix = newIndex(); len(snapshot) == 0 { // none; or the store lost what one told, which was accepted
+				return nil
+			}
+			return ix.restore(snapshot)
+		},
+		func(e *store.Entry) error {
+			if err := step(); err != nil {
+				return err
+			}
+			return ix.replay(e)
+		})
+	return ix, err
 }
 
 // replay applies an Entry that is on disk.

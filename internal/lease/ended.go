@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"iter"
 	"time"
 
 	"keylease/internal/identity"
@@ -14,11 +15,10 @@ const (
 )
 
 type endedLease struct {
-	ID     string             `json:"id"`
-	Owner  identity.Principal `json:"owner"`
-	State  State              `json:"state"`
-	Issued time.Time          `json:"issued"`
-	At     time.Time          `json:"at"`
+	ID         string
+	Owner      identity.Principal
+	State      State
+	Issued, At time.Time
 }
 
 // endedRing overwrites the oldest when it is full.
@@ -50,15 +50,17 @@ func (r *endedRing) get(id string, p identity.Principal, now time.Time) (endedLe
 	return e, true
 }
 
-// all returns what is remembered, oldest first.
-func (r *endedRing) all() []endedLease {
-	out := make([]endedLease, 0, len(r.ring))
-	for i := range r.ring {
-		at := i
-		if len(r.ring) == endedMax {
-			at = (r.next + i) % endedMax
+// all passes what is remembered, oldest first.
+func (r *endedRing) all() iter.Seq[endedLease] {
+	return func(yield func(endedLease) bool) {
+		for i := range r.ring {
+			at := i
+			if len(r.ring) == endedMax {
+				at = (r.next + i) % endedMax
+			}
+			if !yield(r.byID[r.ring[at]]) {
+				return
+			}
 		}
-		out = append(out, r.byID[r.ring[at]])
 	}
-	return out
 }

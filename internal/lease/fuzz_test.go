@@ -3,6 +3,7 @@ package lease
 import (
 	"bytes"
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -39,11 +40,14 @@ func FuzzRestore(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(sound)
-	f.Add([]byte(`{"leases":[{"id":"ls_1","credential_id":"nobody's"}]}`))
-	f.Add([]byte(`{"credentials":[{"id":"a","name":"x","values":null},{"id":"a","name":"y"}],"leases":[{"id":"l","credential_id":"a"},{"id":"l","credential_id":"a"}]}`))
-	f.Add(bytes.Replace(sound, []byte(`"ends`), []byte(`"END`), 1))
-	f.Add([]byte(`{"cut":[{"leases":["ls_1","ls_1"]},{"leases":null}],"tokens":[{"id":""}]}`))
-	f.Add([]byte(`null`))
+	f.Add(bytes.Replace(sound, []byte("ls_2"), []byte("ls_1"), 1)) // one lease in two places
+	f.Add(bytes.ReplaceAll(sound, []byte("ls_2"), []byte("ls_1")))
+	f.Add(bytes.Replace(sound, []byte("token"), []byte("nokey"), 1)) // a proof that there is not
+	f.Add(sound[:len(sound)/2])
+	f.Add(append(slices.Clone(sound), 0))
+	f.Add([]byte{snapshotFormat, 2, '{', '}', 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 7})
+	f.Add([]byte{snapshotFormat, 4, 'n', 'u', 'l', 'l', 0, 0, 0, 0, 0})
+	f.Add([]byte(`{"leases":[]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		ix := newIndex()
 		if ix.restore(data) != nil {

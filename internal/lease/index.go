@@ -2,6 +2,7 @@ package lease
 
 import (
 	"container/heap"
+	"maps"
 	"slices"
 	"time"
 
@@ -17,7 +18,7 @@ import (
 type index struct {
 	creds    map[string]*credential // by name
 	byID     map[string]*credential
-	names    []string // sorted; what list_credentials pages over
+	names    []string // sorted; what list_credentials pages over. nil while a trail is read: sortNames makes it
 	leases   map[string]*lease
 	handles  map[[32]byte]*lease // by the keyed hash of the handle
 	due      deadlines
@@ -202,10 +203,16 @@ func newIndex() *index {
 
 func (ix *index) addCredential(c *credential) {
 	ix.creds[c.rec.Name], ix.byID[c.rec.ID] = c, c
-	if at, found := slices.BinarySearch(ix.names, c.rec.Name); !found {
+	if at, found := slices.BinarySearch(ix.names, c.rec.Name); !found && ix.names != nil {
 		ix.names = slices.Insert(ix.names, at, c.rec.Name)
 	}
 	delete(ix.removed, c.rec.Name)
+}
+
+// sortNames is for the end of reading a trail: to keep the order with each of a hundred thousand took seconds.
+func (ix *index) sortNames() {
+	ix.names = slices.AppendSeq(make([]string, 0, len(ix.creds)), maps.Keys(ix.creds))
+	slices.Sort(ix.names)
 }
 
 func (ix *index) dropCredential(c *credential) {

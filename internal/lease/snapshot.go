@@ -8,42 +8,24 @@ import (
 	"time"
 
 	"keylease/internal/identity"
-	"keylease/policy"
 	"keylease/store"
 )
 
-// snapshot is the index as it is sealed in the store, so that a start replays only what came after. Records of
-// credentials and tokens are not in it: only where they are and what they must hash to.
+// snapshot is what there is few of in the index as it is sealed in the store, so that a start replays only what came
+// after; snapcode.go has the rest. Records of credentials and tokens are not in it: only where they are and what they
+// must hash to.
 type snapshot struct {
-	Seq         uint64             `json:"seq"`
-	Newest      time.Time          `json:"newest"` // no Entry up to Seq is later
-	Credentials []credentialMark   `json:"credentials"`
-	Tokens      []tokenMark        `json:"tokens"`
-	Leases      []leaseMark        `json:"leases"`
-	Ended       []endedLease       `json:"ended"`
-	Removed     []string           `json:"removed"`
-	Destroy     []destroyMark      `json:"destroy"`
-	Policy      policyMark         `json:"policy"`
-	TokensTo    uint64             `json:"tokens_to,omitempty"`
-	Cut         []cutMark          `json:"cut,omitempty"`
-	Frozen      *Frozen            `json:"frozen,omitempty"`
-	Approvals   []*approval        `json:"approvals,omitempty"`
-	Denials     map[string]denials `json:"denials,omitempty"` // by rate key
-	Books       books              `json:"books"`
-}
-
-type credentialMark struct {
-	ID     string                  `json:"id"`
-	Name   string                  `json:"name"`
-	Ref    store.RecordRef         `json:"ref"`
-	Values map[int]store.RecordRef `json:"values"`
-}
-
-type tokenMark struct {
-	ID       string          `json:"id"`
-	Ref      store.RecordRef `json:"ref"`
-	Grants   int             `json:"grants,omitempty"`
-	LastUsed time.Time       `json:"last_used,omitzero"`
+	Seq       uint64             `json:"seq"`
+	Newest    time.Time          `json:"newest"` // no Entry up to Seq is later
+	Removed   []string           `json:"removed"`
+	Destroy   []destroyMark      `json:"destroy"`
+	Policy    policyMark         `json:"policy"`
+	TokensTo  uint64             `json:"tokens_to,omitempty"`
+	Cut       []cutMark          `json:"cut,omitempty"`
+	Frozen    *Frozen            `json:"frozen,omitempty"`
+	Approvals []*approval        `json:"approvals,omitempty"`
+	Denials   map[string]denials `json:"denials,omitempty"` // by rate key
+	Books     books              `json:"books"`
 }
 
 // cutMark is a cutoff with the leases whose terminal Entry is missing.
@@ -53,25 +35,6 @@ type cutMark struct {
 	Leases []string        `json:"leases"`
 }
 
-type leaseMark struct {
-	ID           string             `json:"id"`
-	CredentialID string             `json:"credential_id"`
-	Owner        identity.Principal `json:"owner"`
-	Session      string             `json:"session,omitempty"`
-	Version      int                `json:"version"`
-	Delivery     policy.Delivery    `json:"delivery"`
-	Purpose      string             `json:"purpose,omitempty"`
-	Issued       time.Time          `json:"issued"`
-	Expires      time.Time          `json:"expires"`
-	MaxAt        time.Time          `json:"max_at"`
-	Keep         bool               `json:"keep,omitempty"`
-	OrphanEnd    time.Time          `json:"orphan_end,omitzero"`
-	UID          string             `json:"uid,omitempty"`
-	Handle       *[32]byte          `json:"handle,omitempty"`
-	ApprovedBy   policy.Approval    `json:"approved_by,omitempty"`
-	ApprovedTo   time.Time          `json:"approved_to,omitzero"`
-}
-
 type destroyMark struct {
 	CredentialID string `json:"credential_id"`
 	Version      int    `json:"version"`
@@ -79,18 +42,8 @@ type destroyMark struct {
 }
 
 func (ix *index) snapshot() ([]byte, error) {
-	s := snapshot{Seq: ix.seq, Newest: ix.newest, Policy: ix.policy, Ended: ix.ended.all(), Removed: slices.Sorted(maps.Keys(ix.removed)), Frozen: ix.frozen,
+	s := snapshot{Seq: ix.seq, Newest: ix.newest, Policy: ix.policy, Removed: slices.Sorted(maps.Keys(ix.removed)), Frozen: ix.frozen,
 		TokensTo: ix.tokensTo, Approvals: slices.Collect(maps.Values(ix.asked)), Denials: ix.denials, Books: ix.books}
-	for _, c := range ix.creds {
-		s.Credentials = append(s.Credentials, credentialMark{c.rec.ID, c.rec.Name, c.ref, c.values})
-	}
-	for id, t := range ix.tokens {
-		s.Tokens = append(s.Tokens, tokenMark{id, t.ref, t.grants, t.lastUsed})
-	}
-	for _, l := range ix.leases {
-		s.Leases = append(s.Leases, leaseMark{l.id, l.cred.rec.ID, l.owner, l.session, l.version, l.delivery,
-			l.purpose, l.issued, l.expires, l.maxAt, l.keep, l.orphanEnd, l.uid, l.handle, l.approvedBy, l.approvedTo})
-	}
 	for _, h := range ix.cut {
 		m := cutMark{cutoff: *h.cut, Holder: h.of}
 		for _, l := range h.leases {
@@ -101,31 +54,45 @@ func (ix *index) snapshot() ([]byte, error) {
 	for ref, name := range ix.destroy {
 		s.Destroy = append(s.Destroy, destroyMark{ref.CredentialID, ref.Version, name})
 	}
-	return json.Marshal(s)
+	return ix.encode(s)
 }
 
 func (ix *index) restore(data []byte) error {
+	r := snapReader{b: data}
+	if r.byte() != snapshotFormat {
+		return errSnapshot
+	}
 	var s snapshot
-	if err := json.Unmarshal(data, &s); err != nil {
+	if head := r.take(r.num()); r.bad {
+		return errSnapshot
+	} else if err := json.Unmarshal(head, &s); err != nil {
 		return fmt.Errorf("reading the snapshot: %w", err)
 	}
 	ix.seq, ix.newest, ix.policy, ix.frozen, ix.books = s.Seq, s.Newest, s.Policy, s.Frozen, s.Books
 	ix.tokensTo = s.TokensTo
-	for _, m := range s.Credentials {
-		if ix.byID[m.ID] != nil || ix.creds[m.Name] != nil {
-			return fmt.Errorf("the snapshot has credential %s twice", m.ID)
+	owners := r.owners()
+	creds := make([]*credential, r.count(4+32))
+	for i := range creds {
+		c := &credential{}
+		c.rec.ID, c.rec.Name, c.ref = r.text(), r.text(), r.ref()
+		c.values = make(map[int]store.RecordRef, 1)
+		for range r.count(4 + 32) {
+			ref := r.ref()
+			c.values[ref.Version] = ref
 		}
-		c := &credential{ref: m.Ref, values: m.Values}
-		if c.values == nil {
-			c.values = map[int]store.RecordRef{}
+		if r.bad {
+			return errSnapshot
 		}
-		c.rec.ID, c.rec.Name = m.ID, m.Name
+		if ix.byID[c.rec.ID] != nil || ix.creds[c.rec.Name] != nil {
+			return fmt.Errorf("the snapshot has credential %s twice", c.rec.ID)
+		}
 		ix.addCredential(c)
+		creds[i] = c
 	}
-	for _, m := range s.Tokens {
-		t := &token{ref: m.Ref, grants: m.Grants, lastUsed: m.LastUsed}
-		t.rec.ID = m.ID
-		ix.tokens[m.ID] = t
+	for range r.count(4 + 32) {
+		t := &token{}
+		t.rec.ID, t.ref, t.grants, t.lastUsed = r.text(), r.ref(), r.num(), r.time()
+		ix.tokens[t.rec.ID] = t
 	}
 	cut := map[string]*holding{}
 	for _, m := range s.Cut {
@@ -135,21 +102,27 @@ func (ix *index) restore(data []byte) error {
 		}
 		ix.cut = append(ix.cut, h)
 	}
-	for _, m := range s.Leases {
-		c := ix.byID[m.CredentialID]
-		if c == nil {
-			return fmt.Errorf("the snapshot's lease %s is of a credential that is not in it", m.ID)
+	n := r.count(50)
+	ix.leases = make(map[string]*lease, n)
+	for range n {
+		l := r.lease(creds, owners)
+		if r.bad {
+			return errSnapshot
 		}
-		if ix.leases[m.ID] != nil {
-			return fmt.Errorf("the snapshot has lease %s twice", m.ID)
+		if ix.leases[l.id] != nil {
+			return fmt.Errorf("the snapshot has lease %s twice", l.id)
 		}
-		held := cut[m.ID]
+		held := cut[l.id]
 		if held == nil {
-			held = ix.holdingOf(m.Owner.Holder())
+			held = ix.holdingOf(l.owner.Holder())
 		}
-		ix.addLease(&lease{id: m.ID, owner: m.Owner, session: m.Session, cred: c, version: m.Version,
-			delivery: m.Delivery, purpose: m.Purpose, issued: m.Issued, expires: m.Expires, maxAt: m.MaxAt,
-			keep: m.Keep, orphanEnd: m.OrphanEnd, uid: m.UID, handle: m.Handle, approvedBy: m.ApprovedBy, approvedTo: m.ApprovedTo, durable: true}, held)
+		ix.addLease(l, held)
+	}
+	for range r.count(19) {
+		ix.ended.add(r.ended(owners))
+	}
+	if r.bad || len(r.b) != 0 {
+		return errSnapshot
 	}
 	ix.cut = slices.DeleteFunc(ix.cut, func(h *holding) bool { return len(h.leases) == 0 }) // nothing to write for it
 	for _, a := range s.Approvals {
@@ -163,9 +136,6 @@ func (ix *index) restore(data []byte) error {
 	}
 	slices.SortFunc(ix.answered, func(x, y *approval) int { return x.Over.Compare(y.Over) })
 	maps.Copy(ix.denials, s.Denials)
-	for _, e := range s.Ended {
-		ix.ended.add(e)
-	}
 	for _, name := range s.Removed {
 		ix.removed[name] = true
 	}

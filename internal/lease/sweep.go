@@ -24,10 +24,11 @@ const (
 // Run ends leases at their deadlines, writes summaries and destroys the keys of versions nobody uses, until ctx
 // ends. Expiry does not depend on it: it only writes down what every use would find.
 func (b *Broker) Run(ctx context.Context) error {
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	beside.Go(func() { b.runSnapshots(ctx, snapshotAfter, snapshotLook) })
 	if b.cfg.KeepTrail > 0 {
-		var pruning sync.WaitGroup
-		pruning.Go(func() { b.pruneTrail(ctx) })
-		defer pruning.Wait()
+		beside.Go(func() { b.pruneTrail(ctx) })
 	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
