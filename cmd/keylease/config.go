@@ -78,11 +78,6 @@ type ApprovalsConfig struct {
 	Notify []string `koanf:"-" yaml:"notify"` // a program that is told of each new question, and its arguments; never a shell's words
 }
 
-// AuditConfig is about the trail.
-type AuditConfig struct {
-	Keep string `koanf:"keep" yaml:"keep"` // how long events stay in the store at least, as in 400d; what confirmed exports hold may go then. "": for ever
-}
-
 // LogConfig is about the daemon's log on stderr.
 type LogConfig struct {
 	Level string `koanf:"level" yaml:"level"` // debug, info, warn or error
@@ -215,10 +210,8 @@ func (s *settings) understand(socket string, from sources) (err error) {
 	if s.idleStop, err = ttl.Parse(s.IdleStop); err != nil {
 		return from.fault("idleStop", unitHint(s.IdleStop), "%s", err)
 	}
-	if s.Audit.Keep != "" {
-		if s.keepTrail, err = ttl.Parse(s.Audit.Keep); err != nil {
-			return from.fault("audit.keep", unitHint(s.Audit.Keep), "%s", err)
-		}
+	if err := s.understandAudit(from); err != nil {
+		return err
 	}
 	limits := map[string]float64{"callRate": s.Limits.CallRate, "callBurst": float64(s.Limits.CallBurst),
 		"failureRate": s.Limits.FailureRate, "failureBurst": float64(s.Limits.FailureBurst),

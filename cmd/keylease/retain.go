@@ -14,9 +14,25 @@ import (
 	"github.com/spf13/cobra"
 
 	"keylease/internal/lease"
+	"keylease/internal/ttl"
 	"keylease/server"
 	"keylease/store"
 )
+
+// AuditConfig is about the trail.
+type AuditConfig struct {
+	Keep string `koanf:"keep" yaml:"keep"` // how long events stay in the store at least, as in 400d; what confirmed exports hold may go then. "": for ever
+}
+
+func (s *settings) understandAudit(from sources) (err error) {
+	if s.Audit.Keep == "" {
+		return nil
+	}
+	if s.keepTrail, err = ttl.Parse(s.Audit.Keep); err != nil {
+		return from.fault("audit.keep", unitHint(s.Audit.Keep), "%s", err)
+	}
+	return nil
+}
 
 // sinceLast is the --since that goes on where the last confirmed export ended.
 const sinceLast = "last"
