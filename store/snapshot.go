@@ -65,7 +65,7 @@ func (s *Store) Snapshot(data []byte) error {
 	if err := s.usable(); err != nil {
 		return err
 	}
-	if free, err := freeBytes(s.dir); err == nil && free < reserve+2*uint64(len(data)) {
+	if free, err := s.free(s.dir); err == nil && free < reserve+2*uint64(len(data)) {
 		return fmt.Errorf("%w: too little room on the disk for a snapshot", ErrUnavailable)
 	}
 	m := manifest{head: s.durable(), chunks: uint32((len(data) + chunkSize - 1) / chunkSize), size: uint64(len(data))}
@@ -86,7 +86,7 @@ func (s *Store) Snapshot(data []byte) error {
 
 func (s *Store) dropOldChunks(keep manifest) error {
 	var old []write
-	err := s.db.View(func(txn *badger.Txn) error {
+	err := s.view(func(txn *badger.Txn) error {
 		it := txn.NewIterator(badger.IteratorOptions{Prefix: []byte{'s'}})
 		defer it.Close()
 		for it.Rewind(); it.Valid(); it.Next() {

@@ -329,6 +329,7 @@ func (b *Broker) stillHeld(l *lease, w written, now time.Time) (written, error) 
 
 // Release ends a lease of the caller's own. It is effective before it returns, and may be said twice.
 func (b *Broker) Release(_ context.Context, caller identity.Caller, id string) (Ended, error) {
+	defer b.uses.gone()
 	b.mu.Lock()
 	ended, w, err := b.giveBack(caller, id)
 	b.mu.Unlock()
@@ -337,17 +338,25 @@ func (b *Broker) Release(_ context.Context, caller identity.Caller, id string) (
 	}
 	if w.pending != nil {
 		if _, err := b.settle(w); err != nil {
-			return Ended{}, err
+			return Ended{}, b.unrecorded(err, "this lease has ended and gives nothing more")
 		}
 	}
-	b.uses.gone()
 	return ended, nil
 }
 
 func (b *Broker) giveBack(caller identity.Caller, id string) (Ended, written, error) {
 	now := b.now()
 	tooFast := b.begin(caller, now)
-	if tooFast != nil && AsRefusal(tooFast).Code != RateLimited {
+	if b.broken != nil && codeOf(tooFast) == Unavailable {
+		if l, err := b.find(caller.Principal, id, now); err == nil {
+			_, _, tooFast = b.end(l, store.EventLeaseReleased, caller, now, "")
+		}
+		if past, ok := b.ix.ended.get(id, caller.Principal, now); ok {
+			tooFast = b.unrecorded(tooFast, "this lease has ended and gives nothing more")
+			return Ended{id, past.State, past.At, past.At.Sub(past.Issued)}, written{}, tooFast
+		}
+	}
+	if tooFast != nil && codeOf(tooFast) != RateLimited {
 		return Ended{}, written{}, tooFast
 	}
 	if past, ok := b.ix.ended.get(id, caller.Principal, now); ok {
@@ -381,7 +390,7 @@ func (b *Broker) end(l *lease, event store.Event, by identity.Caller, now time.T
 	if e.Identity.By != l.owner.By || e.Identity.Name != l.owner.Name {
 		e.Details.Set("by", "admin")
 	}
-	w, err := b.submit(store.Change{Entry: e}, nil)
+	w, err := b.submit(store.Change{Entry: e, Owed: event != store.EventLeaseExpired}, nil)
 	state, why := Released, "the lease was released"
 	switch event {
 	case store.EventLeaseExpired:

@@ -25,6 +25,7 @@ type world struct {
 	dir   string
 	store *store.Store
 	disk  faultyDisk
+	who   identity.Caller
 
 	mu     sync.Mutex
 	now    time.Time     // the wall clock
