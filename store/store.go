@@ -301,8 +301,8 @@ func (s *Store) stopped() error {
 	done := make(chan struct{})
 	go func() {
 		s.running.Wait()
-		s.disk.Lock() // and for a recovery
-		s.disk.Unlock()
+		s.disk.Lock() // a recovery
+		defer s.disk.Unlock()
 		close(done)
 	}()
 	select {
