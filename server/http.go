@@ -104,10 +104,12 @@ func (o *httpOptions) complete() {
 // CLI, because faults name files, rules and credentials.
 func readiness(a lease.Activity, p lease.PolicyStatus, overTLS string) (any, bool) {
 	s := struct {
-		Ready  bool   `json:"ready"`
-		Store  string `json:"store"`
-		Policy string `json:"policy"`
-		TLS    string `json:"tls,omitempty"`
+		Ready bool   `json:"ready"`
+		Store string `json:"store"` // ok, nearly full, full, read-only, failing, not answering
+		// StoreSince is when that began.
+		StoreSince time.Time `json:"store_since,omitzero"`
+		Policy     string    `json:"policy"`
+		TLS        string    `json:"tls,omitempty"`
 		// A daemon that is frozen is ready: it lists, releases and obeys, and another would be as frozen.
 		Lending string `json:"lending"`
 		// Clock says how far the system's clock is behind the one that leases end by.
@@ -120,7 +122,7 @@ func readiness(a lease.Activity, p lease.PolicyStatus, overTLS string) (any, boo
 		s.Clock = fmt.Sprintf("the system's clock is %s behind", a.Skew.Round(time.Second))
 	}
 	if !a.Healthy {
-		s.Store = "cannot record changes"
+		s.Store, s.StoreSince = a.Store, a.Since.UTC().Truncate(time.Second)
 	}
 	switch {
 	case p.Problem != "":

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -29,6 +30,9 @@ type anchor struct {
 	anew  bool  // it was opened to begin an epoch, whatever it says
 	lost  error // then: why nothing can be known from it
 	dirty atomic.Bool
+
+	mu    sync.Mutex // guards the file and what follows: whoever owes does not wait for the disk of the data
+	owing bool
 }
 
 // anchored is what an anchor says.
@@ -100,7 +104,7 @@ func openAnchor(o Options, keys *keyring, anew bool) (*anchor, error) {
 	}
 	a := &anchor{file: f, anew: anew}
 	err = a.reload(keys)
-	a.found = a.marks
+	a.found, a.owing = a.marks, a.marks&markOwing != 0
 	switch {
 	case err != nil && anew && errors.Is(err, ErrIntegrity):
 		a.lost = err
@@ -174,6 +178,8 @@ func (a *anchor) read(keys *keyring) (anchored, error) {
 }
 
 func (a *anchor) reload(keys *keyring) (err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.anchored, err = a.read(keys)
 	return err
 }
@@ -200,6 +206,9 @@ func (a *anchor) turn(keys *keyring, epoch uint64, h head, at time.Time) error {
 }
 
 func (a *anchor) write(keys *keyring, is anchored) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	is.marks = is.marks.with(markOwing, a.owing)
 	if is == a.anchored {
 		return nil
 	}
@@ -214,10 +223,34 @@ func (a *anchor) write(keys *keyring, is anchored) error {
 // mark sets or clears marks, on disk when it returns.
 func (a *anchor) mark(keys *keyring, m marks, on bool) error {
 	is := a.anchored
-	if is.marks &^= m; on {
-		is.marks |= m
-	}
+	is.marks = is.marks.with(m, on)
 	return errors.Join(a.write(keys, is), a.sync())
+}
+
+func (m marks) with(one marks, on bool) marks {
+	if on {
+		return m | one
+	}
+	return m &^ one
+}
+
+// owe says so at once, on disk when it returns. It leaves anchored to who holds the store's disk.
+func (a *anchor) owe(keys *keyring, yes bool) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.owing = yes
+	is := a.anchored
+	is.marks = is.marks.with(markOwing, yes)
+	if _, err := a.file.WriteAt(encodeAnchor(keys, is), 0); err != nil {
+		return fmt.Errorf("writing the anchor: %w", err)
+	}
+	return a.file.Sync()
+}
+
+func (a *anchor) owes() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.owing
 }
 
 func (a *anchor) sync() error {
@@ -239,9 +272,7 @@ func (s *Store) Owed() bool { return s.Unclean() && s.anchor.found&markOwing != 
 // Owe notes outside the data folder, on disk when it returns, that something took effect which can't be recorded now;
 // false: that it is recorded, or forgotten.
 func (s *Store) Owe(yes bool) error {
-	s.disk.Lock()
-	defer s.disk.Unlock()
-	return s.anchor.mark(s.keys, markOwing, yes)
+	return s.anchor.owe(s.keys, yes)
 }
 
 // HighWater is the latest time that any daemon on this store is known to have acted by.

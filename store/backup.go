@@ -163,6 +163,7 @@ func (s *Store) Backup(ctx context.Context, out io.Writer) (Backup, error) {
 	if err != nil {
 		return Backup{}, err
 	}
+	defer s.open.RUnlock()
 	defer txn.Discard()
 	defer it.Close()
 	if err := w.begin(h); err != nil {
@@ -187,7 +188,7 @@ func (s *Store) Backup(ctx context.Context, out io.Writer) (Backup, error) {
 	return w.is, nil
 }
 
-// still takes hold of one moment: between two groups, with the key check that belongs to it.
+// still takes hold of one moment: between two groups, with the key check that belongs to it. The caller lets go of open.
 func (s *Store) still(w *frameWriter) (backupHeader, *badger.Txn, *badger.Iterator, error) {
 	salt := make([]byte, 32)
 	rand.Read(salt)
@@ -206,6 +207,9 @@ func (s *Store) still(w *frameWriter) (backupHeader, *badger.Txn, *badger.Iterat
 	at := s.durable()
 	h := backupHeader{Format: backupFormat, StoreID: s.ID(), Epoch: s.anchor.epoch, Made: s.now().UTC(), Salt: hex.EncodeToString(salt), Keycheck: kc}
 	w.is = Backup{StoreID: h.StoreID, Epoch: h.Epoch, Made: h.Made, HeadSeq: at.seq, Head: at.hash, Generation: int(kc.Generation)}
+	if s.torn.Load() || !s.open.TryRLock() {
+		return backupHeader{}, nil, nil, fmt.Errorf("%w: it can't be read before it was opened anew", ErrUnavailable)
+	}
 	txn := s.db.NewTransaction(false)
 	return h, txn, txn.NewIterator(badger.IteratorOptions{}), nil // not prefetched: what is read is held once
 }

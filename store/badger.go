@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
@@ -175,15 +174,28 @@ func (s *Store) transact(writes []write) error {
 			return err
 		}
 	}
-	if err := txn.Commit(); err != nil {
-		return err
+	err := txn.Commit()
+	if err == nil {
+		err = s.wal.sync()
 	}
-	return s.wal.sync()
+	if err != nil {
+		s.torn.Store(true)
+	}
+	return err
+}
+
+// view reads. While the database is not one to read from, see reopen, it is ErrUnavailable at once.
+func (s *Store) view(fn func(*badger.Txn) error) error {
+	if s.torn.Load() || !s.open.TryRLock() {
+		return fmt.Errorf("%w: it can't be read before it was opened anew", ErrUnavailable)
+	}
+	defer s.open.RUnlock()
+	return s.db.View(fn)
 }
 
 // get returns a copy of the value under key; badger.ErrKeyNotFound if there is none.
 func (s *Store) get(key []byte) (value []byte, err error) {
-	err = s.db.View(func(txn *badger.Txn) error {
+	err = s.view(func(txn *badger.Txn) error {
 		item, err := txn.Get(key)
 		if err != nil {
 			return err
@@ -192,36 +204,6 @@ func (s *Store) get(key []byte) (value []byte, err error) {
 		return err
 	})
 	return value, err
-}
-
-// Full reports whether the disk has so little room left that nothing new should be begun: giving leases back, ending
-// and recording them goes on until the reserve is reached. It costs a microsecond or two.
-// What it says may be lookAgain old.
-func (s *Store) Full() bool {
-	now := time.Now()
-	if seen := s.space.Load(); seen != nil && now.Sub(seen.at) < lookAgain {
-		return seen.full
-	}
-	free, err := freeBytes(s.dir)
-	full := err == nil && free < comfort
-	s.space.Store(&spaceSeen{now, full})
-	return full
-}
-
-// lookAgain is how long what was seen of the disk's space is believed: at 50 MB/s it loses half a megabyte meanwhile.
-const lookAgain = 10 * time.Millisecond
-
-type spaceSeen struct {
-	at   time.Time
-	full bool
-}
-
-// room refuses to write where it could kill the process.
-func (s *Store) room() error {
-	if free, err := freeBytes(s.dir); err == nil && free < reserve {
-		return fmt.Errorf("the disk of %s is full: %d MiB free, %d MiB needed", s.dir, free>>20, reserve>>20)
-	}
-	return nil
 }
 
 // usable refuses what would write to a full disk or a closed database. Caller holds disk.

@@ -4,9 +4,11 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"runtime"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -61,7 +63,7 @@ func (s *Store) submit(c Change, epoch uint64) *Pending {
 	defer s.mu.Unlock()
 	switch {
 	case s.failed != nil:
-		p.finish(s.failed)
+		s.lose(p, s.failed)
 	case s.closed:
 		p.finish(fmt.Errorf("%w: it is closed", ErrUnavailable))
 	default:
@@ -142,7 +144,7 @@ func (s *Store) take(last int) []*Pending {
 	if s.queue = s.queue[:left]; left == 0 && cap(s.queue) > 4*maxGroup {
 		s.queue = nil // after a flood
 	}
-	s.busy = true
+	s.busy, s.current, s.begun = true, s.group, time.Now()
 	return s.group
 }
 
@@ -161,19 +163,24 @@ func (s *Store) gather(last int) {
 // does not have.
 func (s *Store) settle(group []*Pending, err error) {
 	s.mu.Lock()
-	s.busy = false
-	if err != nil {
-		s.failed = fmt.Errorf("%w: %w", ErrUnavailable, err)
-		err = s.failed
-		group = append(group, s.queue...)
+	given := s.abandoned
+	s.busy, s.current, s.abandoned = false, nil, false
+	if err != nil && !given {
+		s.fails(err)
+		for _, p := range append(group, s.queue...) {
+			s.lose(p, s.failed)
+		}
 		s.queue = nil
 	}
 	if len(s.queue) == 0 {
 		s.idle.Broadcast()
 	}
 	s.mu.Unlock()
+	if err != nil || given {
+		return
+	}
 	for _, p := range group {
-		p.finish(err)
+		p.finish(nil)
 	}
 }
 
@@ -182,6 +189,9 @@ func (s *Store) settle(group []*Pending, err error) {
 func (s *Store) commit(group []*Pending) error {
 	s.disk.Lock()
 	defer s.disk.Unlock()
+	if s.gaveUp() {
+		return errStuck
+	}
 	if err := s.room(); err != nil {
 		return err
 	}
@@ -215,7 +225,13 @@ func (s *Store) commit(group []*Pending) error {
 	clear(writes)
 	s.writes = writes
 	if err != nil {
+		if errors.Is(err, syscall.EIO) {
+			s.torn.Store(true)
+		}
 		return fmt.Errorf("writing events %d to %d: %w", prev.seq+1, at.seq, err)
+	}
+	if s.gaveUp() {
+		return errStuck // it is on the disk, but its callers were told that nobody knows: Recover finds it
 	}
 	s.mu.Lock()
 	s.head = at
@@ -238,8 +254,15 @@ func (s *Store) stopWriting(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.failed == nil {
-		s.failed = fmt.Errorf("%w: %w", ErrUnavailable, err)
+		s.fails(err)
 	}
+}
+
+// gaveUp reports whether the group that is being written was answered already.
+func (s *Store) gaveUp() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.abandoned
 }
 
 // Failed returns why nothing can be recorded now; nil when all is well.
@@ -247,30 +270,4 @@ func (s *Store) Failed() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.failed
-}
-
-// Recover makes the store take changes again after one could not be written: it waits for what is in flight, makes
-// sure that what can be read is on the disk, and reads the end of the trail from there. A group whose writing failed
-// may turn out to be in it; the caller then rebuilds from Load what it holds in memory.
-func (s *Store) Recover() error {
-	s.mu.Lock()
-	for s.busy || len(s.queue) > 0 {
-		s.idle.Wait()
-	}
-	s.mu.Unlock()
-	s.disk.Lock()
-	defer s.disk.Unlock()
-	if err := s.usable(); err != nil {
-		return err
-	}
-	if err := s.db.Sync(); err != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	if err := s.readHead(); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	s.failed = nil
-	s.mu.Unlock()
-	return nil
 }

@@ -89,6 +89,8 @@ type Change struct {
 	Records []RecordWrite
 	Values  []ValueWrite
 	Deletes []RecordDelete
+	// Owed: it takes effect whether or not it can be written, so one that could not is handed back: see Store.Lost.
+	Owed bool
 }
 
 // RecordWrite is a record to be sealed.

@@ -74,6 +74,7 @@ func (s *Store) beginEpoch(e Entry) error {
 		err = s.Failed() // the anchor could not be moved
 	}
 	s.running.Go(s.checkpointLoop)
+	s.running.Go(s.watchLoop)
 	if err != nil {
 		return errors.Join(fmt.Errorf("beginning epoch %d: %w", epoch, err), s.Close())
 	}

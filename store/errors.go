@@ -13,6 +13,7 @@ var (
 	ErrIntegrity   = errors.New("the store is not what was written")
 	ErrKeycheck    = errors.New("without its keycheck a store can't be opened: put it back from a backup") // is ErrIntegrity too
 	ErrUnavailable = errors.New("the store cannot record changes")
+	ErrFull        = errors.New("the disk is full")
 	ErrFolder      = errors.New("the folder cannot be trusted")
 	ErrDestroyed   = errors.New("the version was destroyed")
 	ErrSameKey     = errors.New("this is the root key in force already")

@@ -92,7 +92,7 @@ func (s *Store) Export(ctx context.Context, w io.Writer, from uint64, since time
 		}{end.ExportBegin})
 	}
 	var last head
-	err = s.db.View(func(txn *badger.Txn) error {
+	err = s.view(func(txn *badger.Txn) error {
 		return s.walk(ctx, txn, from, h.seq, func(e *Entry) error {
 			if last = (head{e.Seq, e.Hash}); !begun {
 				if e.Time.Before(since) {

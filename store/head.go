@@ -90,6 +90,7 @@ func (s *Store) checkpointLoop() {
 			if err := s.checkpoint(); err != nil {
 				s.stopWriting(err)
 			}
+			s.makeBallast()
 		}
 	}
 }

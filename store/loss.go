@@ -153,7 +153,7 @@ func (s *Store) takeWhatHolds(loss *Loss) error {
 		return fmt.Errorf("finding where the trail begins: %w", err)
 	}
 	end, last := uint64(0), uint64(0)
-	err := s.db.View(func(txn *badger.Txn) (err error) {
+	err := s.view(func(txn *badger.Txn) (err error) {
 		last, _ = lastByHeader(txn) // of a last group that can't be read the events are not counted
 		err = s.walk(context.Background(), txn, 0, math.MaxUint64, func(e *Entry) error {
 			end = e.Seq
@@ -195,7 +195,7 @@ func (s *Store) mendBase() error {
 		return err
 	}
 	mended := base
-	err = s.db.View(func(txn *badger.Txn) error {
+	err = s.view(func(txn *badger.Txn) error {
 		it := txn.NewIterator(badger.IteratorOptions{Prefix: groupPrefix()})
 		defer it.Close()
 		reader := groupReader{keys: s.keys}
@@ -227,7 +227,7 @@ func (s *Store) emptyUnlessTold(loss *Loss) error {
 		return err
 	}
 	told := false
-	err = s.db.View(func(txn *badger.Txn) error {
+	err = s.view(func(txn *badger.Txn) error {
 		for _, key := range []string{manifestKey, olderKey} {
 			if _, at, err := s.readSnapshot(txn, key, loss.Held); err == nil && at.seq >= base.Seq {
 				told = true
@@ -244,7 +244,7 @@ func (s *Store) emptyUnlessTold(loss *Loss) error {
 
 // startOfLast is the event before the last group.
 func (s *Store) startOfLast() (before uint64, err error) {
-	err = s.db.View(func(txn *badger.Txn) error {
+	err = s.view(func(txn *badger.Txn) error {
 		before = groupWith(txn, math.MaxUint64) - 1
 		return nil
 	})
@@ -254,7 +254,7 @@ func (s *Store) startOfLast() (before uint64, err error) {
 // cutAfter removes the groups that begin after event end, and a snapshot that was taken later.
 func (s *Store) cutAfter(end uint64) error {
 	var gone []write
-	err := s.db.View(func(txn *badger.Txn) error {
+	err := s.view(func(txn *badger.Txn) error {
 		it := txn.NewIterator(badger.IteratorOptions{Prefix: groupPrefix()})
 		defer it.Close()
 		for it.Seek(groupKey(end + 1)); it.Valid(); it.Next() {

@@ -60,6 +60,14 @@ func TestMarksOutliveTheProcess(t *testing.T) {
 	}
 	mustClose(t, s)
 	s = mustOpen(t, o)
+	if !s.Owed() {
+		t.Error("an orderly end made it forget that something is owed")
+	}
+	if err := s.Owe(false); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, s)
+	s = mustOpen(t, o)
 	if s.Unclean() || s.Owed() || !s.HighWater().Equal(late) {
 		t.Errorf("after an orderly end: unclean %v, owed %v, high-water %v", s.Unclean(), s.Owed(), s.HighWater())
 	}

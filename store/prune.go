@@ -67,7 +67,7 @@ func (s *Store) Prune(ctx context.Context, l PruneLimits) (base Base, more bool,
 // nextBase finds how far the trail can go, and recomputes it up to there: a base stands for what it replaces.
 func (s *Store) nextBase(ctx context.Context, base Base, l PruneLimits) (next Base, more bool, err error) {
 	next = base
-	err = s.db.View(func(txn *badger.Txn) error {
+	err = s.view(func(txn *badger.Txn) error {
 		_, snapshot, err := s.readSnapshot(txn, manifestKey, s.durable().seq)
 		if err != nil {
 			return fmt.Errorf("%w: the snapshot that a start would need does not hold: %w", ErrIntegrity, err)
@@ -134,7 +134,7 @@ func (s *Store) dropBefore(seq uint64) error {
 
 // firstGroup returns the first seq of the first group that is there; 0 if none is.
 func (s *Store) firstGroup() (first uint64) {
-	_ = s.db.View(func(txn *badger.Txn) error {
+	_ = s.view(func(txn *badger.Txn) error {
 		it := txn.NewIterator(badger.IteratorOptions{Prefix: groupPrefix()})
 		defer it.Close()
 		if it.Rewind(); it.Valid() {

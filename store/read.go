@@ -165,7 +165,7 @@ func (s *Store) lastOnDisk() (h head, err error) {
 			h = base.head()
 		}
 	}()
-	err = s.db.View(func(txn *badger.Txn) error {
+	err = s.view(func(txn *badger.Txn) error {
 		first := groupWith(txn, ^uint64(0))
 		item, err := txn.Get(groupKey(first))
 		if err == badger.ErrKeyNotFound && first == 1 {
@@ -187,7 +187,7 @@ func (s *Store) lastOnDisk() (h head, err error) {
 }
 
 func (s *Store) entryAt(seq uint64) (found *Entry, err error) {
-	err = s.db.View(func(txn *badger.Txn) error {
+	err = s.view(func(txn *badger.Txn) error {
 		return s.walk(context.Background(), txn, seq, seq, func(e *Entry) error {
 			found = e
 			return nil
@@ -200,7 +200,7 @@ func (s *Store) entryAt(seq uint64) (found *Entry, err error) {
 // the first error, which it returns. fn may keep the Entry.
 func (s *Store) Entries(ctx context.Context, from uint64, fn func(*Entry) error) error {
 	to := s.durable().seq
-	return s.db.View(func(txn *badger.Txn) error { return s.walk(ctx, txn, from, to, fn) })
+	return s.view(func(txn *badger.Txn) error { return s.walk(ctx, txn, from, to, fn) })
 }
 
 // Load rebuilds what the trail tells: it passes the last snapshot and its seq to restore (nil and 0 if there is none),
@@ -209,7 +209,7 @@ func (s *Store) Entries(ctx context.Context, from uint64, fn func(*Entry) error)
 // that was pruned it does not, and without a snapshot that goes as far as its base that is ErrIntegrity.
 func (s *Store) Load(restore func(snapshot []byte, seq uint64) error, apply func(*Entry) error) error {
 	to := s.durable().seq
-	return s.db.View(func(txn *badger.Txn) error {
+	return s.view(func(txn *badger.Txn) error {
 		at, err := s.restoreNewest(txn, to, restore)
 		if err != nil {
 			return err

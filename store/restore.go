@@ -163,7 +163,7 @@ func (r *Restoration) fill(ctx context.Context, b *backupReader) (err error) {
 	if err != nil {
 		return badgerError(fmt.Errorf("making %s: %w", storeDir(r.at.Dir), err))
 	}
-	room := Store{dir: r.at.Dir}
+	room := Store{dir: r.at.Dir, free: freeBytes}
 	err = room.room()
 	batch := db.NewWriteBatch()
 	if err == nil {

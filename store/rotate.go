@@ -90,7 +90,7 @@ func (s *Store) beginRotation(newRoot []byte) (*rootKeys, error) {
 func (s *Store) wrapAll(next *rootKeys) error {
 	now := s.keys.keks.Load().now
 	var ids [][]byte // what follows the prefix: about 20 bytes a version
-	err := s.db.View(func(txn *badger.Txn) error {
+	err := s.view(func(txn *badger.Txn) error {
 		it := txn.NewIterator(badger.IteratorOptions{Prefix: now.dataKeys()})
 		defer it.Close()
 		for it.Rewind(); it.Valid(); it.Next() {

@@ -89,7 +89,7 @@ func (s *Store) snapshot(at head, data []byte, pause func() error) error {
 	}
 	m := manifest{head: at, chunks: uint32((len(data) + chunkSize - 1) / chunkSize), size: uint64(len(data))}
 	rand.Read(m.generation[:])
-	if free, err := freeBytes(s.dir); err == nil && free < reserve+2*m.size {
+	if free, err := s.free(s.dir); err == nil && free < reserve+2*m.size {
 		return fmt.Errorf("%w: too little room on the disk for a snapshot", ErrUnavailable)
 	}
 	for n := range m.chunks {
@@ -129,7 +129,7 @@ func (s *Store) writeAlone(writes []write) error {
 // dropOldChunks removes what no manifest speaks of.
 func (s *Store) dropOldChunks() error {
 	var old []write
-	err := s.db.View(func(txn *badger.Txn) error {
+	err := s.view(func(txn *badger.Txn) error {
 		kept := map[[8]byte]bool{}
 		for _, key := range []string{manifestKey, olderKey} {
 			if m, err := s.readManifest(txn, key); err == nil {

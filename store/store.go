@@ -53,6 +53,9 @@ type Options struct {
 	// and what it returns is taken for the outcome. It may fail before write, after it (the disk has it, and nobody
 	// is told), or hold it. It is called by one goroutine at a time, and no other write begins meanwhile. nil: none.
 	Fault func(write func() error) error
+	Free  func(dir string) (uint64, error) // for tests: how many bytes are free where dir lies. nil: the system says
+
+	Ballast int64 // bytes of the disk to hold and let go when it is full, normally Ballast; 0: none
 }
 
 // Store is an open store. All its methods may be called at once.
@@ -63,20 +66,35 @@ type Store struct {
 	now  func() time.Time
 	dir  string
 
-	space atomic.Pointer[spaceSeen] // see Full
+	free    func(dir string) (uint64, error)
+	ballast atomic.Int64              // how large it should be; 0: none
+	space   atomic.Pointer[spaceSeen] // see Full
+
+	// open is held for reading by whoever reads from Badger, for writing while it is opened anew; torn: it has to be,
+	// and is not to be used until then.
+	open      sync.RWMutex
+	torn      atomic.Bool
+	openAgain func() (*badger.DB, safetyCopy, error)
 
 	// mu guards the queue and what is known to be durable.
 	mu     sync.Mutex
 	wake   *sync.Cond // the committer has something to do
 	idle   *sync.Cond // the committer has nothing left
 	queue  []*Pending
-	busy   bool  // a group is being written
+	busy   bool  // a group is being written: current, since begun
 	failed error // a group could not be written: nothing else is until Recover
 	closed bool
 	head   head
 
 	snapping sync.Mutex    // held by whoever stores a snapshot
 	snapped  atomic.Uint64 // see SnapshotSeq
+
+	current    []*Pending
+	begun      time.Time
+	abandoned  bool      // current was answered already: see giveUp
+	since      time.Time // when failed was set
+	lost       []Change  // see Lost
+	recovering *recovery // under way, or nobody has asked how it went
 
 	// disk is held by whoever writes to Badger or the anchor: the committer, the checkpoint, Snapshot, Destroy and
 	// Recover. It guards the fields below, and nobody else changes head. Taken before mu.
@@ -129,6 +147,7 @@ func Open(o Options) (*Store, error) {
 	}
 	s.running.Go(s.commitLoop)
 	s.running.Go(s.checkpointLoop)
+	s.running.Go(s.watchLoop)
 	return s, nil
 }
 
@@ -137,9 +156,15 @@ func openChecked(o Options, anew bool, check func(*Store) error) (*Store, error)
 	if o.Now == nil {
 		return nil, errors.New("store: Options.Now is required")
 	}
+	if o.Free == nil {
+		o.Free = freeBytes
+	}
 	privateFiles()
 	keys, err := openKeycheck(o)
 	if err != nil {
+		return nil, err
+	}
+	if err := roomToOpen(o); err != nil {
 		return nil, err
 	}
 	a, err := openAnchor(o, keys, anew)
@@ -153,8 +178,10 @@ func openChecked(o Options, anew bool, check func(*Store) error) (*Store, error)
 	if err := lockFile(a.file); err != nil { // two copies of one folder would write to one anchor
 		return nil, errors.Join(fmt.Errorf("%w: the anchor of this store, %s, is that of a daemon on another data folder", err, a.file.Name()), db.Close(), asItWas(safety, o.Log), a.close())
 	}
-	s := &Store{keys: keys, db: db, log: o.Log, now: o.Now, dir: o.Dir, anchor: a, wal: wal{dir: storeDir(o.Dir)}, stop: make(chan struct{})}
+	s := &Store{keys: keys, db: db, log: o.Log, now: o.Now, dir: o.Dir, anchor: a, wal: wal{dir: storeDir(o.Dir)}, stop: make(chan struct{}),
+		free: o.Free, openAgain: func() (*badger.DB, safetyCopy, error) { return openBadger(o, a) }}
 	s.wake, s.idle = sync.NewCond(&s.mu), sync.NewCond(&s.mu)
+	s.ballast.Store(o.Ballast)
 	s.write = s.transact
 	if o.Fault != nil {
 		s.write = func(w []write) error { return o.Fault(func() error { return s.transact(w) }) }
@@ -260,16 +287,35 @@ func (s *Store) Close() error {
 		s.wake.Broadcast()
 		s.mu.Unlock()
 		close(s.stop)
-		s.running.Wait()
+		if s.closeErr = s.stopped(); s.closeErr != nil {
+			return // the disk holds what would have to be closed
+		}
 		s.closeErr = s.checkpoint()
 		s.wal.close()
 		s.closeErr = errors.Join(s.closeErr, s.closeDB())
-		if s.closeErr == nil {
+		if s.closeErr == nil && !s.anchor.owes() { // or the next start would not ask
 			s.closeErr = s.anchor.mark(s.keys, markOpen, false)
 		}
 		s.closeErr = errors.Join(s.closeErr, s.anchor.close())
 	})
 	return s.closeErr
+}
+
+// stopped waits for the committer and the others, but no longer than closeTime.
+func (s *Store) stopped() error {
+	done := make(chan struct{})
+	go func() {
+		s.running.Wait()
+		s.disk.Lock() // a recovery
+		defer s.disk.Unlock()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-time.After(closeTime):
+		return fmt.Errorf("%w: the store was not closed; nothing that was acknowledged is lost", errStuck)
+	}
 }
 
 // closeTime is how long Badger may take to write out its tables. Where its folder is gone or its disk is full it tries

@@ -27,7 +27,7 @@ func (s *Store) Verify(ctx context.Context, pinned string) (Report, error) {
 		r.Base = &base
 	}
 	known := []knownHead{{anchored.head, "the anchor"}, {signed.head, "the signed head"}, {h, "the running store"}}
-	err := s.db.View(func(txn *badger.Txn) error {
+	err := s.view(func(txn *badger.Txn) error {
 		return s.walkWith(ctx, txn, &walker{from: 1, to: h.seq, skim: true, fn: func(e *Entry) error {
 			for _, k := range known {
 				if k.seq == e.Seq && k.hash != e.Hash {

@@ -110,6 +110,8 @@ func classify(err error) (code int, hint string) {
 		return codeOf(lease.Code(hello.Code)), ""
 	case errors.Is(err, store.ErrLocked):
 		return exitConflict, "one daemon per data folder: stop the other, or choose another folder with --data"
+	case errors.Is(err, store.ErrFull):
+		return exitError, "make room on that disk, then start it again; nothing was changed, and nothing that was acknowledged is lost"
 	case errors.Is(err, store.ErrWrongKey):
 		return exitSealed, "nothing was changed: bring the key that this store was made with"
 	case errors.Is(err, store.ErrNothingLost):

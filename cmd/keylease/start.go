@@ -185,7 +185,7 @@ func (a *app) openStore(o opening, source string, create, generate bool) (*store
 	}
 	defer clear(key)
 	options := store.Options{Dir: s.Data, AnchorDir: s.anchor(), RootKey: key, KeySource: source,
-		Create: create, Log: o.log, Now: time.Now, Trial: tryOut}
+		Create: create, Log: o.log, Now: time.Now, Trial: tryOut, Ballast: store.Ballast}
 	if o.acceptLoss && !create {
 		return a.openLosing(options)
 	}

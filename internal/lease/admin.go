@@ -99,7 +99,7 @@ func (b *Broker) write(admin identity.Caller, event store.Event, rec credentialR
 	e := entry(event, admin)
 	e.Time, e.Credential, e.CredentialID, e.Details = rec.UpdatedAt, rec.Name, rec.ID, details
 	e.Version = rec.Versions[len(rec.Versions)-1].Version
-	change := store.Change{Entry: e, Records: []store.RecordWrite{credentialWrite(rec)}}
+	change := store.Change{Entry: e, Records: []store.RecordWrite{credentialWrite(rec)}, Owed: event == store.EventCredentialRevoked}
 	if value != nil {
 		change.Values = []store.ValueWrite{{CredentialID: rec.ID, Version: e.Version, Value: *value}}
 	}
@@ -179,7 +179,7 @@ func (b *Broker) RevokeCredential(_ context.Context, admin identity.Caller, name
 	defer b.uses.gone() // without mu: a use may want it on its way out
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if err := b.ready(); err != nil {
+	if err := b.ends(); err != nil {
 		return CredentialInfo{}, err
 	}
 	c := b.ix.creds[name]
@@ -189,17 +189,21 @@ func (b *Broker) RevokeCredential(_ context.Context, admin identity.Caller, name
 	case c.damaged != "":
 		return CredentialInfo{}, refuse(Conflict, fmt.Sprintf("the record of %q is damaged and is lent to nobody", name), "Remove it with rm and put it anew.")
 	case c.rec.State == stateRevoked:
-		return b.info(c), nil
+		return b.info(c), b.unrecorded(b.barrier(), fmt.Sprintf("credential %q is revoked and all its leases have ended", name))
 	}
-	if _, err := b.revokeAll(admin, c.leases, "credential revoked"); err != nil {
+	_, err := b.revokeAll(admin, c.leases, "credential revoked")
+	if err != nil && b.broken == nil && b.ix.byID[c.rec.ID] == c {
 		return CredentialInfo{}, err
+	}
+	if c = b.ix.byID[c.rec.ID]; c == nil { // it was read back meanwhile
+		return CredentialInfo{}, notFound("credential", name)
 	}
 	rec := c.rec.clone()
 	rec.State, rec.UpdatedAt = stateRevoked, b.now()
-	if err := b.write(admin, store.EventCredentialRevoked, rec, nil, nil); err != nil {
-		return CredentialInfo{}, err
+	if err := b.write(admin, store.EventCredentialRevoked, rec, nil, store.Details{}); err != nil {
+		return CredentialInfo{}, b.unrecorded(err, fmt.Sprintf("credential %q is revoked and all its leases have ended", name))
 	}
-	return b.info(c), nil
+	return b.info(b.ix.byID[rec.ID]), nil
 }
 
 // Remove ends every lease of a credential, forgets it, and has its keys destroyed. A new one of the same name is
@@ -232,8 +236,10 @@ func (b *Broker) remove(admin identity.Caller, c *credential) error {
 // revokeAll ends the leases in set, waits until that is on disk, and returns how many were live. Caller holds mu.
 func (b *Broker) revokeAll(admin identity.Caller, set leaseSet, reason string) (int, error) {
 	set, now := slices.Clone(set), b.now() // each that ends leaves its sets
-	if err := b.expireDue(now); err != nil {
-		return 0, err
+	if b.broken == nil {
+		if err := b.expireDue(now); err != nil {
+			return 0, err
+		}
 	}
 	n := 0
 	for _, l := range set {
@@ -243,7 +249,7 @@ func (b *Broker) revokeAll(admin identity.Caller, set leaseSet, reason string) (
 		if l.held.cut == nil {
 			n++
 		}
-		if _, _, err := b.end(l, store.EventLeaseRevoked, admin, now, reason); err != nil {
+		if _, _, err := b.end(l, store.EventLeaseRevoked, admin, now, reason); err != nil && b.broken == nil {
 			return 0, err
 		}
 	}
@@ -253,6 +259,9 @@ func (b *Broker) revokeAll(admin identity.Caller, set leaseSet, reason string) (
 // barrier waits until everything submitted so far is durable: also what somebody else submitted and this answer rests
 // on. Caller holds mu.
 func (b *Broker) barrier() error {
+	if b.broken != nil {
+		return b.unavailable()
+	}
 	if b.newest.pending == nil {
 		return nil
 	}
@@ -265,15 +274,18 @@ func (b *Broker) EndLease(_ context.Context, admin identity.Caller, id string) (
 	defer b.uses.gone() // without mu: a use may want it on its way out
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if err := b.ready(); err != nil {
+	const what = "the lease has ended and gives nothing more"
+	if err := b.ends(); err != nil {
 		return Ended{}, err
 	}
 	now := b.now()
-	if err := b.expireDue(now); err != nil {
-		return Ended{}, err
+	if b.broken == nil {
+		if err := b.expireDue(now); err != nil {
+			return Ended{}, err
+		}
 	}
 	if past, ok := b.ix.ended.byID[id]; ok {
-		return Ended{id, past.State, past.At, past.At.Sub(past.Issued)}, b.barrier()
+		return Ended{id, past.State, past.At, past.At.Sub(past.Issued)}, b.unrecorded(b.barrier(), what)
 	}
 	l := b.ix.leases[id]
 	if l == nil {
@@ -283,7 +295,7 @@ func (b *Broker) EndLease(_ context.Context, admin identity.Caller, id string) (
 	if err == nil {
 		_, err = b.settleLocked(w)
 	}
-	return ended, err
+	return ended, b.unrecorded(err, what)
 }
 
 func (f Filter) picks(l *lease) bool {

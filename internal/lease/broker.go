@@ -70,11 +70,13 @@ type Broker struct {
 	uses         *uses                         // has a mutex of its own
 	rates        rates
 	failures     failures
-	broken       error     // the trail can't be written; nothing changes until rebuild succeeds
-	epoch        int       // how often the index was rebuilt: a failure of an earlier epoch was dealt with
-	closed       bool      // the snapshot is being written: nothing may come after it
-	rebuilt      time.Time // when the index was last rebuilt, or that was tried
-	newest       written   // the change submitted last: once it is durable, all are
+	broken       error          // the trail can't be written; nothing changes until rebuild succeeds
+	epoch        int            // how often the index was rebuilt: a failure of an earlier epoch was dealt with
+	closed       bool           // the snapshot is being written: nothing may come after it
+	rebuilt      time.Time      // when the index was last rebuilt, or that was tried
+	owed         []store.Change // what ended and could not be recorded yet; see owed.go
+	owing        bool           // the anchor says so
+	newest       written        // the change submitted last: once it is durable, all are
 	lastCall     time.Time
 	destroySince time.Time    // when keys to destroy began to wait for a quiet moment
 	observed     store.Moment // when the time was last written down
@@ -106,6 +108,9 @@ func Open(ctx context.Context, c Config) (*Broker, error) {
 		return nil, err
 	}
 	if err := b.settleClock(lost); err != nil {
+		return nil, err
+	}
+	if err := b.freezeWhatWasOwed(); err != nil {
 		return nil, err
 	}
 	if err := b.orphanAll(); err != nil {
@@ -180,139 +185,6 @@ func (ix *index) replay(e *store.Entry) error {
 	return nil
 }
 
-// rebuild is what a failed write leads to: nothing of the group took effect, so the index is read anew from what
-// is on disk. Caller holds mu.
-func (b *Broker) rebuild() error {
-	b.rebuilt = b.now()
-	if err := b.store.Recover(); err != nil {
-		return err
-	}
-	if err := b.load(); err != nil {
-		return err
-	}
-	b.broken, b.newest = nil, written{}
-	b.epoch++
-	b.uses.endWhere(func(id string) bool { return b.ix.leases[id] == nil }, "the lease could not be recorded")
-	if b.policy.current != nil { // its Entry may be among what was lost
-		if err := b.govern(b.policy.current); err != nil {
-			return err
-		}
-	}
-	return b.meetSessions()
-}
-
-// ready reports whether changes can be recorded, trying to recover first where they could not. Caller holds mu.
-func (b *Broker) ready() error {
-	if b.closed {
-		return unavailable()
-	}
-	if b.broken == nil {
-		return nil
-	}
-	if b.now().Sub(b.rebuilt) < rebuildPause {
-		return unavailable()
-	}
-	if err := b.rebuild(); err != nil {
-		b.broken = err
-		return unavailable()
-	}
-	b.cfg.Log.Warn().Msg("the store can record changes again")
-	return nil
-}
-
-// written is a change on its way to the disk.
-type written struct {
-	pending *store.Pending
-	epoch   int
-}
-
-// submit applies the change to the index and puts it in the trail's queue. Caller holds mu, and waits for the
-// answer with settle after letting go of it.
-func (b *Broker) submit(c store.Change, rec any) (written, error) {
-	if b.closed {
-		return written{}, unavailable()
-	}
-	if c.Entry.Time.IsZero() {
-		c.Entry.Time = b.now()
-	}
-	c.Entry.Time = c.Entry.Time.UTC()
-	if err := b.ix.apply(&c.Entry, rec); err != nil {
-		return written{}, b.fault(err)
-	}
-	b.newest = written{b.store.Submit(c), b.epoch}
-	return b.newest, nil
-}
-
-// settle waits until the change is durable. Where it can't be made so, everything not on disk is undone.
-// Caller does not hold mu.
-func (b *Broker) settle(w written) (store.Entry, error) {
-	e, err := w.pending.Wait()
-	if err == nil {
-		b.newEntry.broadcast()
-		return e, nil
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return e, b.writeFailed(w, err)
-}
-
-// settleLocked is settle for the rare verbs that hold mu throughout.
-func (b *Broker) settleLocked(w written) (store.Entry, error) {
-	e, err := w.pending.Wait()
-	if err != nil {
-		return e, b.writeFailed(w, err)
-	}
-	b.newEntry.broadcast()
-	return e, nil
-}
-
-// writeFailed makes the Broker forget what the disk does not know. The store fails everything that was queued behind
-// a failed write too, so the first to hear of it rebuilds for all. Caller holds mu.
-func (b *Broker) writeFailed(w written, err error) error {
-	if w.epoch != b.epoch || b.closed {
-		return unavailable()
-	}
-	b.cfg.Log.Error().Err(err).Msg("a change could not be recorded and was not made")
-	b.broken = err
-	if b.now().Sub(b.rebuilt) < rebuildPause {
-		return unavailable() // until then what is not on disk stays as it is and gives nothing
-	}
-	if err := b.rebuild(); err != nil {
-		b.cfg.Log.Error().Err(err).Msg("the store can't be read back yet")
-		b.broken = err
-	}
-	return unavailable()
-}
-
-// fault turns an impossible state into words that tell a caller nothing about it.
-func (b *Broker) fault(err error) error {
-	id := newID("err_")
-	b.cfg.Log.Error().Err(err).Str("id", id).Msg("internal fault")
-	return &Refusal{Code: Internal, ID: id, Message: "keylease hit an internal fault",
-		Hint: "Tell the operator this id; the daemon's log has the details."}
-}
-
-// change submits and waits while holding mu: for credentials, tokens and everything rare.
-func (b *Broker) change(c store.Change, rec any) (store.Entry, error) {
-	w, err := b.submit(c, rec)
-	if err != nil {
-		return store.Entry{}, err
-	}
-	e, err := b.settleLocked(w)
-	if err != nil {
-		return e, err
-	}
-	if cred := b.ix.byID[e.CredentialID]; cred != nil {
-		b.ix.noteRefs(cred, &e)
-	}
-	if t := b.ix.tokens[e.Details.Get("token_id")]; t != nil {
-		for _, ref := range e.Records {
-			t.ref = ref
-		}
-	}
-	return e, nil
-}
-
 // Close refuses all further changes, waits for those in flight, and writes a snapshot so that the next start is short.
 // It does not close the store.
 func (b *Broker) Close() error {
@@ -372,7 +244,9 @@ type Activity struct {
 	Credentials int
 	Quiet       time.Duration // since the last call
 	Healthy     bool
-	Problem     string
+	Problem     string        // for operators
+	Store       string        // unless healthy: NearlyFull, or a store.State
+	Since       time.Time     // when that began
 	Frozen      *Frozen       // nil: keylease lends
 	Skew        time.Duration // how far the wall clock is behind the one that leases end by
 }
@@ -389,8 +263,18 @@ func (b *Broker) Activity() Activity {
 	}
 	a := Activity{LiveLeases: live, Waiting: b.ix.waitingApprovals(now), Credentials: len(b.ix.creds), Healthy: true, Frozen: b.ix.frozen,
 		Quiet: now.Sub(b.lastCall), Skew: b.clock.behind()}
-	if b.broken != nil || b.store.Failed() != nil {
-		a.Healthy, a.Problem = false, "the store cannot record changes"
+	switch t := b.store.Trouble(); {
+	case t != nil:
+		a.Healthy, a.Store, a.Since = false, string(t.State), t.Since
+		a.Problem = fmt.Sprintf("the store cannot record changes (%s since %s): %v", t.State, t.Since.Format(time.DateTime), t.Err)
+	case b.broken != nil:
+		a.Healthy, a.Store, a.Since, a.Problem = false, string(store.Failing), b.rebuilt, "the store cannot record changes: "+b.broken.Error()
+	case b.store.Full():
+		a.Healthy, a.Store, a.Since = false, NearlyFull, b.store.FullSince()
+		a.Problem = fmt.Sprintf("the disk is nearly full since %s: nothing new is lent; releasing and ending go on", a.Since.Format(time.DateTime))
+	}
+	if len(b.owed) > 0 {
+		a.Problem += fmt.Sprintf("; %d changes that took effect wait to be recorded", len(b.owed))
 	}
 	return a
 }

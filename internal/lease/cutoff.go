@@ -105,8 +105,10 @@ func (ix *index) takenWith(h *holding, p identity.Principal) *holding {
 // cutOffToken ends all that was taken with a token, by one Entry. Caller holds mu, and waits for the disk.
 func (b *Broker) cutOffToken(admin identity.Caller, t *token, reason string) error {
 	now := b.now()
-	if err := b.expireDue(now); err != nil {
-		return err
+	if b.broken == nil {
+		if err := b.expireDue(now); err != nil {
+			return err
+		}
 	}
 	n := len(b.ix.ownedBy(t.principal()))
 	if n == 0 {
@@ -116,20 +118,23 @@ func (b *Broker) cutOffToken(admin identity.Caller, t *token, reason string) err
 	e.Time = now
 	e.Details = store.DetailsOf("identity", t.rec.Identity, "identity_type", string(t.rec.Type), "token_id", t.rec.ID,
 		"leases", strconv.Itoa(n), "reason", reason)
-	if _, err := b.submit(store.Change{Entry: e}, nil); err != nil {
+	_, err := b.submit(store.Change{Entry: e, Owed: true}, nil)
+	if err != nil && b.broken == nil {
 		return err
 	}
 	b.uses.endWhere(func(id string) bool { l := b.ix.leases[id]; return l == nil || l.held.cut != nil }, reason)
 	b.poke()
-	return nil
+	return err
 }
 
 // cutOff ends all that the identities of f hold, by one Entry each, and returns how many leases that were.
 // Caller holds mu.
 func (b *Broker) cutOff(admin identity.Caller, f Filter, reason string) (int, error) {
 	now := b.now()
-	if err := b.expireDue(now); err != nil { // so that what is held now is live
-		return 0, err
+	if b.broken == nil {
+		if err := b.expireDue(now); err != nil { // so that what is held now is live
+			return 0, err
+		}
 	}
 	ended := 0
 	for _, typ := range []identity.Type{identity.Agent, identity.Human} {
@@ -140,7 +145,7 @@ func (b *Broker) cutOff(admin identity.Caller, f Filter, reason string) (int, er
 		e := entry(store.EventLeasesEnded, admin)
 		e.Time = now
 		e.Details = store.DetailsOf("identity", f.Identity, "identity_type", string(typ), "leases", strconv.Itoa(n), "reason", reason)
-		if _, err := b.submit(store.Change{Entry: e}, nil); err != nil {
+		if _, err := b.submit(store.Change{Entry: e, Owed: true}, nil); err != nil && b.broken == nil {
 			return 0, err
 		}
 		ended += n
@@ -174,11 +179,13 @@ func (b *Broker) RevokeLeases(_ context.Context, admin identity.Caller, f Filter
 	defer b.uses.gone() // without mu: a use may want it on its way out
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if err := b.ready(); err != nil {
+	const what = "these leases have ended and give nothing more"
+	if err := b.ends(); err != nil {
 		return 0, err
 	}
 	if f.Identity != "" && f.Credential == "" && f.LeaseID == "" {
-		return b.cutOff(admin, f, reason)
+		n, err := b.cutOff(admin, f, reason)
+		return n, b.unrecorded(err, what)
 	}
 	var set leaseSet
 	for _, l := range b.ix.leases {
@@ -186,5 +193,6 @@ func (b *Broker) RevokeLeases(_ context.Context, admin identity.Caller, f Filter
 			set = append(set, l)
 		}
 	}
-	return b.revokeAll(admin, set, reason)
+	n, err := b.revokeAll(admin, set, reason)
+	return n, b.unrecorded(err, what)
 }

@@ -26,7 +26,7 @@ func (b *Broker) Freeze(_ context.Context, admin identity.Caller, reason string)
 	defer b.uses.gone() // without mu: a use may want it on its way out
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if err := b.ready(); err != nil {
+	if err := b.ends(); err != nil {
 		return Frozen{}, err
 	}
 	already := b.ix.frozen != nil
@@ -35,14 +35,14 @@ func (b *Broker) Freeze(_ context.Context, admin identity.Caller, reason string)
 		if reason = CleanText(reason, MaxReason); reason != "" {
 			e.Details = store.DetailsOf("reason", reason)
 		}
-		if _, err := b.submit(store.Change{Entry: e}, nil); err != nil {
+		if _, err := b.submit(store.Change{Entry: e, Owed: true}, nil); err != nil && b.broken == nil {
 			return Frozen{}, err
 		}
 	}
 	b.uses.endWhere(func(string) bool { return true }, "the operator has frozen keylease")
 	is := *b.ix.frozen
 	is.Already = already
-	return is, b.barrier()
+	return is, b.unrecorded(b.barrier(), "nothing is lent any more")
 }
 
 // Thaw lends again. It reports whether there was anything to thaw.

@@ -354,6 +354,16 @@ func (d *driven) storeError(t *rapid.T) {
 	if err != nil { // else it was the store's own checkpoint that failed, which comes each second
 		wantAnswer(t, "with a failing disk", err, Unavailable)
 	}
+	if ends := u.as != Active; ends { // on the disk or not, it is over
+		d.m.end(u.as, func(id string, _ *mLease) bool { return id == u.id })
+		if len(d.Leases(Filter{LeaseID: u.id})) > 0 {
+			t.Fatal("a lease that was ended under a failing disk is live")
+		}
+		d.turn(t, 2*rebuildPause, 2*rebuildPause)
+		d.sweep(ctx)
+		d.check(t)
+		return
+	}
 	d.turn(t, 2*rebuildPause, 2*rebuildPause)
 	d.sweep(ctx)
 	if happened := d.learn(u); happened && !kept && err != nil || !happened && err == nil {

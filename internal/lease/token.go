@@ -76,10 +76,6 @@ func (b *Broker) issue(admin identity.Caller, event store.Event, rec tokenRecord
 }
 
 func (b *Broker) writeToken(admin identity.Caller, event store.Event, rec tokenRecord) error {
-	plain, err := json.Marshal(rec)
-	if err != nil {
-		return b.fault(err)
-	}
 	e := entry(event, admin)
 	e.Details = store.DetailsOf("token_id", rec.ID, "token_identity", rec.Identity, "token_type", string(rec.Type))
 	if !rec.ExpiresAt.IsZero() {
@@ -97,7 +93,7 @@ func (b *Broker) writeToken(admin identity.Caller, event store.Event, rec tokenR
 	if rec.Uses > 0 {
 		e.Details.Set("uses", strconv.Itoa(rec.Uses))
 	}
-	_, err = b.change(store.Change{Entry: e, Records: []store.RecordWrite{{Kind: store.KindToken, ID: rec.ID, Plain: plain}}}, rec)
+	_, err := b.change(store.Change{Entry: e, Records: []store.RecordWrite{tokenWrite(rec)}, Owed: event == store.EventTokenRevoked}, rec)
 	return err
 }
 
@@ -140,19 +136,25 @@ func (b *Broker) RevokeToken(_ context.Context, admin identity.Caller, id string
 	defer b.uses.gone() // without mu: a use may want it on its way out
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	t, err := b.token(id)
+	const what = "the token is revoked, and what it leased has ended"
+	if err := b.ends(); err != nil {
+		return TokenInfo{}, err
+	}
+	t, err := b.findToken(id)
 	if err != nil {
 		return TokenInfo{}, err
 	}
-	if !t.rec.Revoked {
-		if err := b.cutOffToken(admin, t, "token revoked"); err != nil {
-			return TokenInfo{}, err
-		}
-		rec := t.rec
-		rec.Revoked = true
-		if err := b.writeToken(admin, store.EventTokenRevoked, rec); err != nil {
-			return TokenInfo{}, err
-		}
+	if t.rec.Revoked {
+		return t.info(b.now()), b.unrecorded(b.barrier(), what)
+	}
+	rec := t.rec
+	rec.Revoked = true
+	err = b.cutOffToken(admin, t, "token revoked")
+	if err == nil || b.broken != nil || b.ix.tokens[id] != t { // recorded, owed, or both since
+		err = b.writeToken(admin, store.EventTokenRevoked, rec)
+	}
+	if err != nil {
+		return TokenInfo{}, b.unrecorded(err, what)
 	}
 	return b.ix.tokens[id].info(b.now()), nil
 }
@@ -161,6 +163,10 @@ func (b *Broker) token(id string) (*token, error) {
 	if err := b.ready(); err != nil {
 		return nil, err
 	}
+	return b.findToken(id)
+}
+
+func (b *Broker) findToken(id string) (*token, error) {
 	t := b.ix.tokens[id]
 	if t == nil || t.damaged {
 		return nil, notFound("token", id)
@@ -267,4 +273,12 @@ func (b *Broker) Authenticate(ctx context.Context, text, source string) (identit
 // Misused records that somebody at source named a session that belongs to another principal.
 func (b *Broker) Misused(ctx context.Context, _ identity.Caller, source string) {
 	b.AuthFailed(ctx, AuthFailure{Source: source, Reason: "named another principal's session"})
+}
+
+func tokenWrite(rec tokenRecord) store.RecordWrite {
+	plain, err := json.Marshal(rec)
+	if err != nil {
+		panic(err) // strings, times and numbers: cannot fail
+	}
+	return store.RecordWrite{Kind: store.KindToken, ID: rec.ID, Plain: plain}
 }

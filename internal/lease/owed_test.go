@@ -1,0 +1,157 @@
+package lease
+
+import (
+	"testing"
+	"time"
+
+	"keylease/policy"
+	"keylease/store"
+)
+
+// brokenDisk makes every write fail until the disk is healed.
+func (w *world) brokenDisk() { w.disk.is(func(func() error) error { return errDisk }) }
+
+// healed heals it, and lets the Broker find out.
+func (w *world) healed() {
+	w.t.Helper()
+	w.disk.heal()
+	for range 50 {
+		w.pass(2 * rebuildPause)
+		w.sweep(ctx)
+		if w.Activity().Healthy {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	w.t.Fatalf("it does not recover: %+v", w.Activity())
+}
+
+func TestWhatEndsUnderAFailingDiskEndsAtOnceAndIsAcknowledgedWhenItIsRecorded(t *testing.T) {
+	verbs := map[string]func(w *world, g Grant) error{
+		"release":             func(w *world, g Grant) error { _, err := w.Release(ctx, w.who, g.LeaseID); return err },
+		"release by an admin": func(w *world, g Grant) error { _, err := w.EndLease(ctx, operator, g.LeaseID); return err },
+		"revoke a lease": func(w *world, g Grant) error {
+			_, err := w.RevokeLeases(ctx, operator, Filter{LeaseID: g.LeaseID})
+			return err
+		},
+		"revoke an identity's leases": func(w *world, _ Grant) error {
+			_, err := w.RevokeLeases(ctx, operator, Filter{Identity: "a"})
+			return err
+		},
+		"revoke the credential": func(w *world, _ Grant) error { _, err := w.RevokeCredential(ctx, operator, "openai"); return err },
+		"freeze":                func(w *world, _ Grant) error { _, err := w.Freeze(ctx, operator, "test"); return err },
+	}
+	for name, verb := range verbs {
+		for _, known := range []bool{false, true} { // whether an earlier call found out that the disk fails
+			t.Run(name, func(t *testing.T) {
+				w := newWorld(t)
+				w.put("openai", "sk-fake-1", policy.CredentialPolicy{})
+				w.who = w.agent("a")
+				g := w.lease(w.who, "openai")
+				w.pass(2 * rebuildPause)
+				w.brokenDisk()
+				if known {
+					_, err := w.Lease(ctx, w.who, Request{Credential: "openai"})
+					wantCode(t, err, Unavailable)
+				}
+				for range 2 {
+					wantCode(t, verb(w, g), Unavailable)
+					if _, err := w.Reveal(ctx, w.who, g.LeaseID); err == nil {
+						t.Error("the lease still gives its value")
+					}
+					if w.live() > 0 && name != "freeze" {
+						t.Error("the lease is live")
+					}
+				}
+				if w.store.Owed() {
+					t.Error("owed by the process before?")
+				}
+				w.healed()
+				if w.live() > 0 && name != "freeze" {
+					t.Error("the lease came back")
+				}
+				if err := verb(w, g); err != nil {
+					t.Errorf("said again: %v", err)
+				}
+				w.restart(false)
+				if w.live() > 0 && name != "freeze" || name == "freeze" && w.Activity().Frozen == nil {
+					t.Error("it is not on the disk")
+				}
+				if r, err := w.Verify(ctx, ""); err != nil || r.Problem != "" {
+					t.Errorf("verify: %+v, %v", r, err)
+				}
+				if f := w.Activity().Frozen; f != nil && f.Reason == owedFrozen {
+					t.Error("it starts frozen, though nothing is owed any more")
+				}
+			})
+		}
+	}
+}
+
+func TestADaemonKilledWhileItOwesStartsFrozen(t *testing.T) {
+	w := newWorld(t)
+	w.put("openai", "sk-fake-1", policy.CredentialPolicy{})
+	a := w.agent("a")
+	g := w.lease(a, "openai")
+	w.brokenDisk()
+	_, err := w.Release(ctx, a, g.LeaseID)
+	wantCode(t, err, Unavailable)
+	_ = w.store.Close() // it can't record, so that is no orderly end
+	w.disk.heal()
+	w.open()
+	if f := w.Activity().Frozen; f == nil || f.Reason != owedFrozen {
+		t.Fatalf("frozen: %+v", f)
+	}
+	_, err = w.Lease(ctx, w.agent("a"), Request{Credential: "openai"})
+	if r := wantCode(t, err, Unavailable); r.Reason != "frozen" {
+		t.Errorf("%+v", r)
+	}
+	if w.told(store.EventServerFrozen) != 1 {
+		t.Error("it is not in the trail")
+	}
+	if _, err := w.Thaw(ctx, operator); err != nil {
+		t.Fatal(err)
+	}
+	w.restart(false)
+	if w.Activity().Frozen != nil {
+		t.Error("it is frozen a second time for the same")
+	}
+}
+
+func TestADiskThatDoesNotAnswerHoldsNobodyUp(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it waits for the store's patience to end")
+	}
+	t.Parallel()
+	w := newWorld(t)
+	w.put("openai", "sk-fake-1", policy.CredentialPolicy{})
+	a := w.agent("a")
+	g := w.lease(a, "openai")
+	answers := make(chan bool)
+	w.disk.is(func(write func() error) error { <-answers; return write() })
+	begun := time.Now()
+	released := make(chan error, 1)
+	go func() { _, err := w.Release(ctx, a, g.LeaseID); released <- err }()
+	time.Sleep(50 * time.Millisecond)
+	if _, err := w.List(ctx, a, ListRequest{}); err != nil || time.Since(begun) > time.Second {
+		t.Errorf("list: %v after %v", err, time.Since(begun))
+	}
+	wantCode(t, <-released, Unavailable)
+	if took := time.Since(begun); took > 10*time.Second {
+		t.Errorf("it took %v to say so", took)
+	}
+	begun = time.Now()
+	_, err := w.Lease(ctx, a, Request{Credential: "openai"})
+	wantCode(t, err, Unavailable)
+	if act := w.Activity(); act.Store != string(store.Stuck) || act.Since.IsZero() {
+		t.Errorf("%+v", act)
+	}
+	if took := time.Since(begun); took > 2*time.Second {
+		t.Errorf("once it is known that the disk does not answer, saying so took %v", took)
+	}
+	close(answers)
+	w.healed()
+	if ended, err := w.Release(ctx, a, g.LeaseID); err != nil || ended.Status != Released {
+		t.Errorf("said again: %+v, %v", ended, err)
+	}
+}
