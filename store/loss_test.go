@@ -364,6 +364,7 @@ func TestAPrunedTrailWithoutItsSnapshotBeginsEmpty(t *testing.T) {
 		switch lost {
 		case "the snapshot":
 			drop(t, s, []byte(manifestKey))
+			drop(t, s, []byte(olderKey))
 		case "the base":
 			drop(t, s, []byte(baseKey))
 		default:
