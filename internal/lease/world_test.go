@@ -27,7 +27,7 @@ type world struct {
 	rootKey []byte // nil: 32 zeros
 	store   *store.Store
 	disk    faultyDisk
-	who   identity.Caller
+	who     identity.Caller
 
 	mu     sync.Mutex
 	now    time.Time     // the wall clock
