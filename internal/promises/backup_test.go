@@ -126,7 +126,7 @@ func TestABackupMadeWhileSixteenLeaseIsWholeElsewhere(t *testing.T) {
 
 	ended := w.elsewhere()
 	ended.ok("restore", file)
-	there = ended.serve()
+	ended.serve()
 	if n := len(ended.leases()); n != 0 {
 		t.Errorf("%d leases go on though nobody asked for that", n)
 	}
