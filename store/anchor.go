@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"keylease/internal/boottime"
+	"keylease/internal/wholefile"
 )
 
 // anchor is the newest head, kept outside the data folder, so that a trail that lost its end — by a bad disk, which
@@ -88,7 +89,7 @@ func openAnchor(o Options, keys *keyring, anew bool) (*anchor, error) {
 			if err != nil {
 				return nil, fmt.Errorf("making the anchor: %w", err)
 			}
-			return &anchor{file: f, anew: true, lost: missing}, syncFolder(o.AnchorDir)
+			return &anchor{file: f, anew: true, lost: missing}, wholefile.SyncFolder(o.AnchorDir)
 		case begun:
 			return nil, missing
 		case !o.Create:

@@ -17,6 +17,4 @@ func trustAnchorFolder(dir string, create bool) error { return makeFolder(dir, c
 
 func openPlain(path string, flag int) (*os.File, error) { return os.OpenFile(path, flag, 0o600) }
 
-func syncFolder(string) error { return nil }
-
 func lockFile(*os.File) error { return nil }

@@ -86,12 +86,3 @@ func lockFile(f *os.File) error {
 	}
 	return nil
 }
-
-// syncFolder makes the names in dir durable.
-func syncFolder(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}

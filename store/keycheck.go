@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"keylease/internal/wholefile"
 )
 
 // keycheck is the one file that is read before Badger is opened. Nobody needs a key to read it; a root key fits a
@@ -173,20 +175,7 @@ func (kc keycheck) masterAAD() []byte {
 
 // writeOnce makes path with data, whole and on disk, or leaves it alone if it exists (fs.ErrExist).
 func writeOnce(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
-	}
-	if err := os.Link(f.Name(), path); err != nil { // unlike rename, never replaces
-		return fmt.Errorf("making %s: %w", path, err)
-	}
-	return syncFolder(filepath.Dir(path))
+	return wholefile.New(path, func(f *os.File) error { _, err := f.Write(data); return err })
 }
 
 // readSmall reads a file that is ours and at most max bytes long.

@@ -10,6 +10,8 @@ import (
 	"strconv"
 
 	"github.com/dgraph-io/badger/v4"
+
+	"keylease/internal/wholefile"
 )
 
 // Loss is what an operator accepted: the store goes on with what was left.
@@ -134,9 +136,9 @@ func syncAll(dir, parent string) error {
 		if err != nil {
 			return err
 		}
-		return syncFolder(path) // of a file it does the same
+		return wholefile.SyncFolder(path) // of a file it does the same
 	})
-	return errors.Join(err, syncFolder(parent))
+	return errors.Join(err, wholefile.SyncFolder(parent))
 }
 
 // takeWhatHolds cuts the trail where it stops holding, and believes the rest.

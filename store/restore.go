@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
+
+	"keylease/internal/wholefile"
 )
 
 // A restore builds the store beside its place and moves it there in the end, so that a crash leaves
@@ -279,7 +281,7 @@ func moveFolder(from, to string) error {
 	if err := os.Rename(from, to); err != nil {
 		return err
 	}
-	return errors.Join(syncFolder(to), syncFolder(filepath.Dir(to)))
+	return errors.Join(wholefile.SyncFolder(to), wholefile.SyncFolder(filepath.Dir(to)))
 }
 
 // Discard removes what was built beside. After Finish it does nothing.

@@ -4,10 +4,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 
 	"github.com/dgraph-io/badger/v4"
+
+	"keylease/internal/wholefile"
 )
 
 // Another root key takes the place of the one in force in this order. Everything goes on meanwhile. keycheck says which
@@ -239,19 +240,9 @@ func KeyFits(dir string, root []byte) (bool, error) {
 // replaceFile puts data in the place of path. ErrUnsure: the new file is there, and whether it would be after a power
 // cut is not known.
 func replaceFile(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
-	if err != nil {
-		return err
+	err := wholefile.Replace(path, data, 0o600)
+	if errors.Is(err, wholefile.ErrUnsynced) {
+		return fmt.Errorf("%w: %w", ErrUnsure, err)
 	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("writing %s: %w", path, err), os.Remove(f.Name()))
-	}
-	if err := syncFolder(filepath.Dir(path)); err != nil {
-		return fmt.Errorf("%w: syncing %s: %w", ErrUnsure, filepath.Dir(path), err)
-	}
-	return nil
+	return err
 }

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/rs/zerolog"
+
+	"keylease/internal/wholefile"
 )
 
 // Badger repairs what it opens: a log is cut where it stops making sense, a table that the MANIFEST does not name is
@@ -59,7 +61,7 @@ func (c safetyCopy) drop() error {
 		}
 		return err
 	}
-	return errors.Join(syncFolder(filepath.Dir(c.dir)), os.RemoveAll(c.part))
+	return errors.Join(wholefile.SyncFolder(filepath.Dir(c.dir)), os.RemoveAll(c.part))
 }
 
 // putBack makes the folder what the copy says, if there is one and it is whole. It may be cut short and begun again.
@@ -90,7 +92,7 @@ func (c safetyCopy) putBack(log zerolog.Logger) error {
 			}
 		}
 	}
-	if err := syncFolder(c.dir); err != nil {
+	if err := wholefile.SyncFolder(c.dir); err != nil {
 		return err
 	}
 	return c.drop()

@@ -6,11 +6,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"keylease/internal/wholefile"
 	"keylease/server"
 	"keylease/store"
 )
@@ -84,39 +83,12 @@ func backupExists(path string, err error) error {
 
 // writeBackup makes path for us alone, whole and on disk, or not at all.
 func writeBackup(path string, fill func(io.Writer) (store.Backup, error)) (b store.Backup, err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
-	if err != nil {
-		return b, fmt.Errorf("making the backup: %w", err)
-	}
-	defer os.Remove(f.Name())
-	b, err = fill(f)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return b, err
-	}
-	err = os.Link(f.Name(), path) // unlike rename, it never replaces
-	if errors.Is(err, syscall.EPERM) || errors.Is(err, errors.ErrUnsupported) {
-		if _, there := os.Lstat(path); errors.Is(there, fs.ErrNotExist) { // a disk without links, as sticks are
-			err = os.Rename(f.Name(), path)
-		}
-	}
+	err = wholefile.NewAnywhere(path, func(f *os.File) error {
+		b, err = fill(f)
+		return err
+	})
 	if errors.Is(err, fs.ErrExist) {
 		return b, backupExists(path, nil)
 	}
-	if err != nil {
-		return b, fmt.Errorf("making %s: %w", path, err)
-	}
-	return b, syncFolder(filepath.Dir(path))
-}
-
-// syncFolder makes the names in dir durable, where the system knows of that.
-func syncFolder(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	err = d.Sync()
-	if errors.Is(err, syscall.EINVAL) || errors.Is(err, errors.ErrUnsupported) {
-		err = nil
-	}
-	return errors.Join(err, d.Close())
+	return b, err
 }

@@ -1,13 +1,14 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/user"
 	"path/filepath"
 	"strconv"
+
+	"keylease/internal/wholefile"
 )
 
 // homeFolder is HOME, or what the system's user table says: MCP clients pass HOME but not XDG_*, and some pass nothing.
@@ -125,15 +126,7 @@ func makeFolder(dir string) error {
 // writeNew makes path for us alone and on disk, or leaves it alone where it exists (fs.ErrExist). A crash in between
 // leaves a file that is whole or none at all.
 func writeNew(path string, data []byte) error {
-	tmp, err := writeBeside(path, data, 0o600)
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp)
-	if err := os.Link(tmp, path); err != nil { // unlike rename, it never replaces
-		return fmt.Errorf("making %s: %w", path, err)
-	}
-	return nil
+	return wholefile.New(path, func(f *os.File) error { _, err := f.Write(data); return err })
 }
 
 // replace puts data in the place of the file at path, whole or not at all, and keeps its mode.
@@ -142,26 +135,5 @@ func replace(path string, data []byte) error {
 	if err != nil {
 		return err
 	}
-	tmp, err := writeBeside(path, data, info.Mode().Perm())
-	if err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return errors.Join(fmt.Errorf("replacing %s: %w", path, err), os.Remove(tmp))
-	}
-	return nil
-}
-
-func writeBeside(path string, data []byte, mode os.FileMode) (tmp string, err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
-	if err != nil {
-		return "", fmt.Errorf("making a file beside %s: %w", path, err)
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
-	if err != nil {
-		_ = os.Remove(f.Name())
-		return "", fmt.Errorf("writing beside %s: %w", path, err)
-	}
-	return f.Name(), nil
+	return wholefile.Replace(path, data, info.Mode().Perm())
 }

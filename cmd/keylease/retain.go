@@ -6,15 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"keylease/internal/lease"
 	"keylease/internal/ttl"
+	"keylease/internal/wholefile"
 	"keylease/server"
 	"keylease/store"
 )
@@ -116,33 +115,25 @@ func writeExport(ctx context.Context, path string, write func(io.Writer) error) 
 	if _, err := os.Lstat(path); err == nil {
 		return none, fail(exitConflict, "name another file; an export never replaces one", "%s is there already", terminal(path))
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
-	if err != nil {
-		return none, err
-	}
-	defer os.Remove(f.Name())
-	out := bufio.NewWriterSize(f, 1<<20)
-	err = write(out)
-	if err == nil {
-		err = errors.Join(out.Flush(), f.Sync())
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return none, err
-	}
-	r, err := store.VerifyExports(ctx, exportFiles(f.Name()), "", nil)
-	if err == nil && r.Problem != "" {
-		err = fail(exitIntegrity, "is the disk of that file sound?", "what was written does not read back as it should: %s", r.Problem)
-	}
-	if err == nil {
-		err = os.Link(f.Name(), path) // unlike rename, never replaces
-		if err != nil && !errors.Is(err, fs.ErrExist) {
-			err = os.Rename(f.Name(), path) // a file system without links
+	var r store.ExportReport
+	err := wholefile.NewAnywhere(path, func(f *os.File) error {
+		out := bufio.NewWriterSize(f, 1<<20)
+		err := write(out)
+		if err == nil {
+			err = errors.Join(out.Flush(), f.Sync())
 		}
-	}
+		if err == nil {
+			r, err = store.VerifyExports(ctx, exportFiles(f.Name()), "", nil)
+		}
+		if err == nil && r.Problem != "" {
+			err = fail(exitIntegrity, "is the disk of that file sound?", "what was written does not read back as it should: %s", r.Problem)
+		}
+		return err
+	})
 	if err != nil {
 		return none, err
 	}
-	return r, syncFolder(filepath.Dir(path))
+	return r, nil
 }
 
 func exportFiles(paths ...string) (files []store.ExportFile) {

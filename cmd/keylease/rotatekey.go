@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"keylease/internal/lease"
+	"keylease/internal/wholefile"
 	"keylease/server"
 	"keylease/store"
 )
@@ -97,9 +98,6 @@ func newKey(path string) func() (lease.NewKey, error) {
 		text := append([]byte(hex.EncodeToString(key)), '\n')
 		defer clear(text)
 		err := writeNew(at, text)
-		if err == nil {
-			err = syncFolder(filepath.Dir(at))
-		}
 		if err != nil {
 			clear(key)
 			return lease.NewKey{}, err
@@ -112,7 +110,7 @@ func placeKey(from, to string) error {
 	if err := os.Rename(from, to); err != nil {
 		return err
 	}
-	return syncFolder(filepath.Dir(to))
+	return wholefile.SyncFolder(filepath.Dir(to))
 }
 
 // settleKey ends what a rotation that was cut short left: two key files, of which one opens the store in dir. The other
