@@ -77,8 +77,10 @@ func (b *Broker) payUp() error {
 	if len(owed) > 0 {
 		b.newEntry.broadcast()
 	}
-	if b.owing {
-		b.owing = !b.owe(false)
+	if len(owed) > 0 || b.owing {
+		// Whether it was written in time or comes late: what is owed next has to be noted anew, and what was is not.
+		b.owing = false
+		b.owe(false)
 	}
 	return nil
 }
