@@ -19,7 +19,7 @@ import (
 const owedFrozen = "keylease ended while its disk did not record: leases that had been released or revoked may be live again. Look at keylease leases, end what should be over, then thaw"
 
 // oweWait is how long a verb waits for the anchor to say that something is owed.
-const oweWait = time.Second
+var oweWait = time.Second // a test has less patience
 
 // NearlyFull is the state of a store whose disk has room left for ending things only.
 const NearlyFull = "nearly full"
