@@ -140,12 +140,12 @@ func (p *proxy) passOn(w *proxyWriter, r *http.Request, c proxyCall, u *lease.Us
 	defer func() { done(u.Why() != "") }()
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
+	if r.ContentLength != 0 { // before anything can cut it off
+		t.body = &inBody{ReadCloser: r.Body, use: u, w: w, longest: p.bodyTime}
+	}
 	cut := func() { cancel(); w.cutOff(t.body) }
 	defer context.AfterFunc(u.Context(), cut)()
 	defer context.AfterFunc(p.closing, cut)()
-	if r.ContentLength != 0 {
-		t.body = &inBody{ReadCloser: r.Body, use: u, w: w, longest: p.bodyTime}
-	}
 	p.forward(ctx, t)
 }
 

@@ -158,8 +158,8 @@ func (b *Broker) endAll(reason string) error {
 }
 
 // acceptClock believes the wall clock though it stands behind: an operator says that it is right. Nothing that was lent
-// by the clock before goes on by the new one, so nothing lasts longer than was granted: leases, questions, and tokens
-// that were made, or given another text, later than it now is. Caller holds mu.
+// by the clock before goes on by the new one, so nothing lasts longer than was granted: leases, questions, tokens that
+// were made later than it now is, and what a rotation let go on of a token's earlier text. Caller holds mu.
 func (b *Broker) acceptClock() error {
 	wrong, right := b.now(), b.cfg.Now().Round(0).UTC()
 	if !right.Before(wrong) {
@@ -171,13 +171,19 @@ func (b *Broker) acceptClock() error {
 		return err
 	}
 	for id, t := range b.ix.tokens {
-		if t.damaged || t.rec.Revoked || !t.rec.CreatedAt.After(right) && !t.rec.PreviousUntil.After(right.Add(MaxOverlap)) {
+		rec, event := t.rec, store.EventTokenRevoked
+		switch {
+		case t.damaged || rec.Revoked:
+			continue
+		case rec.CreatedAt.After(right):
+			rec.Revoked = true
+		case rec.PreviousUntil.After(right): // nobody knows by which clock it was rotated
+			rec.Previous, rec.PreviousUntil, event = [32]byte{}, time.Time{}, store.EventTokenRotated
+		default:
 			continue
 		}
-		rec := t.rec
-		rec.Revoked = true
-		if err := b.writeToken(identity.Caller{}, store.EventTokenRevoked, rec); err != nil {
-			return fmt.Errorf("revoking token %s: %w", id, err)
+		if err := b.writeToken(identity.Caller{}, event, rec); err != nil {
+			return fmt.Errorf("ending what token %s proved by the clock before: %w", id, err)
 		}
 	}
 	// From here on: a crash before the Entry leaves all ended and the clock as it was, and is begun anew.
@@ -196,6 +202,14 @@ func (ix *index) applyClockSetBack(e *store.Entry) {
 	ix.newest = e.Time
 	ix.ended = newEndedRing()
 	clear(ix.denials)
+	if day := dayOf(e.Time); ix.books.Day > day { // else today's budgets would last until that day is over
+		ix.books.Day, ix.books.Spent = day, nil
+	}
+	for _, t := range ix.tokens {
+		if t.lastUsed.After(e.Time) {
+			t.lastUsed = e.Time
+		}
+	}
 }
 
 // upOf makes a clock that counts on out of one that tells the time, for who has no other.

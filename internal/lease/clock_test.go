@@ -193,3 +193,54 @@ func TestFarBehindIsLoggedOnce(t *testing.T) {
 		t.Errorf("said %d and %d times: %s", n, m, &log)
 	}
 }
+
+// What was counted by a clock that was wrong does not stand in the way once it is right: budgets of a day, and when a
+// token was last used. What a rotation let go on of a token's earlier text does not last longer for it.
+func TestAnAcceptedClockLeavesNothingAheadOfIt(t *testing.T) {
+	const ahead = 3 * 24 * time.Hour
+	w := newWorld(t)
+	w.budget(20_000)
+	w.put("openai", "sk-fake-1", policy.CredentialPolicy{})
+	c := w.agent("web")
+	c.Session = ""
+	text, info, err := w.CreateToken(ctx, operator, TokenSpec{Identity: "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.turnClocks(ahead, 0)
+	second, _, err := w.RotateToken(ctx, operator, info.ID, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Authenticate(ctx, text, "test"); err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = w.Lease(ctx, c, Request{Credential: "openai"})
+	}
+	wantCode(t, err, RateLimited)
+	w.turnClocks(-ahead, 0)
+	w.stop(true)
+	if err := w.tryOpenAs(Config{AcceptClock: true}); err != nil {
+		t.Fatal(err)
+	}
+	for _, clean := range []bool{false, true} {
+		w.turnClocks(24*time.Hour, 24*time.Hour)
+		if _, err := w.Lease(ctx, c, Request{Credential: "openai"}); err != nil {
+			t.Errorf("on another day, after its budget was spent by a clock ahead: %v", err)
+		}
+		if _, err := w.Authenticate(ctx, text, "test"); err == nil {
+			t.Error("the text before the rotation lasts a day longer than it was to")
+		}
+		if _, err := w.Authenticate(ctx, second, "test"); err != nil {
+			t.Errorf("the token itself: %v", err)
+		}
+		if at := w.tokenInfo(info.ID).LastUsedAt; at == nil || at.After(w.clock()) {
+			t.Errorf("last used %v, by a clock that says %v", at, w.clock())
+		}
+		w.restart(clean)
+	}
+	if n := len(w.ix.books.Spent); w.ix.books.Day != dayOf(w.clock()) || n == 0 {
+		t.Errorf("day %d with %d budgets, today is %d", w.ix.books.Day, n, dayOf(w.clock()))
+	}
+}

@@ -155,3 +155,74 @@ func TestADiskThatDoesNotAnswerHoldsNobodyUp(t *testing.T) {
 		t.Errorf("said again: %+v, %v", ended, err)
 	}
 }
+
+// A token that was revoked while the disk fails proves nothing from then on, what was leased with it is over, and both
+// stay so when the store was read back, is said again, and after a kill.
+func TestATokenRevokedUnderAFailingDiskStaysSo(t *testing.T) {
+	for _, known := range []bool{false, true} {
+		w := newWorld(t)
+		w.put("openai", "sk-fake-1", policy.CredentialPolicy{})
+		text, info, c := w.token(TokenSpec{Identity: "ci"})
+		g := w.lease(c, "openai")
+		other := w.lease(w.agent("ci"), "openai")
+		w.pass(2 * rebuildPause)
+		w.brokenDisk()
+		if known {
+			_, err := w.Lease(ctx, w.agent("ci"), Request{Credential: "openai"})
+			wantCode(t, err, Unavailable)
+		}
+		over := func(when string) {
+			t.Helper()
+			if _, err := w.Authenticate(ctx, text, "test"); err == nil {
+				t.Errorf("%s: the token proves something", when)
+			}
+			if l := w.Leases(Filter{}); len(l) != 1 || l[0].LeaseID != other.LeaseID {
+				t.Errorf("%s: live are %+v, and %s is another's", when, l, other.LeaseID)
+			}
+			if _, err := w.Reveal(ctx, c, g.LeaseID); err == nil {
+				t.Errorf("%s: the lease gives its value", when)
+			}
+		}
+		for range 2 {
+			_, err := w.RevokeToken(ctx, operator, info.ID)
+			wantCode(t, err, Unavailable)
+			over("owed")
+			w.pass(2 * rebuildPause) // it is tried to read it back, and to record it
+		}
+		w.healed()
+		over("recorded")
+		if i, err := w.RevokeToken(ctx, operator, info.ID); err != nil || i.State != stateRevoked {
+			t.Errorf("said again: %+v, %v", i, err)
+		}
+		w.restart(false)
+		over("after a kill")
+	}
+}
+
+// Each time that something is owed the anchor says so, also where taking back the note before came so late that nobody
+// waited for it.
+func TestWhatIsOwedIsNotedEachTime(t *testing.T) {
+	w := newWorld(t)
+	w.put("openai", "sk-fake-1", policy.CredentialPolicy{})
+	a := w.agent("a")
+	owe := func() {
+		g := w.lease(a, "openai")
+		w.pass(2 * rebuildPause)
+		w.brokenDisk()
+		_, err := w.Release(ctx, a, g.LeaseID)
+		wantCode(t, err, Unavailable)
+	}
+	owe()
+	defer func(was time.Duration) { oweWait = was }(oweWait)
+	oweWait = 0
+	w.healed()
+	time.Sleep(100 * time.Millisecond)
+	oweWait = time.Second
+	owe()
+	_ = w.store.Close() // killed
+	w.disk.heal()
+	w.open()
+	if f := w.Activity().Frozen; f == nil || f.Reason != owedFrozen {
+		t.Errorf("it ended owing, and starts as if nothing were: %+v", f)
+	}
+}
