@@ -4,7 +4,7 @@ import "fmt"
 
 // Destroy removes the data keys of versions, and the values that they sealed, from the files of the store: deleting
 // alone would leave the bytes in tables and log. Writes wait for it, so gather what there is, a few hundred at most
-// (measured: 160 ms at 20 MB; docs/backup.md has more). Afterwards the caller records it. Versions that are not there
+// (measured: 160 ms at 20 MB; Badger writes the tables that hold them anew, so a large store takes longer). Afterwards the caller records it. Versions that are not there
 // are destroyed; where an error is returned, any of them may be.
 func (s *Store) Destroy(versions []ValueRef) error {
 	s.disk.Lock()

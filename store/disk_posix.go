@@ -61,11 +61,8 @@ func lockStore(dir string) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, errors.Join(fmt.Errorf("%w: %s", ErrLocked, dir), d.Close())
-		}
-		return nil, errors.Join(fmt.Errorf("locking %s: %w", dir, err), d.Close())
+	if err := lockFile(d); err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %s", err, dir), d.Close())
 	}
 	return func() { _ = d.Close() }, nil
 }

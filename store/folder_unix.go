@@ -81,8 +81,12 @@ func openPlain(path string, flag int) (*os.File, error) {
 
 // lockFile takes the lock of f, which goes with the file; ErrLocked: another has it.
 func lockFile(f *os.File) error {
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
 		return ErrLocked
+	}
+	if err != nil {
+		return fmt.Errorf("taking its lock: %w", err)
 	}
 	return nil
 }

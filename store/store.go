@@ -4,22 +4,34 @@
 //
 // On disk, and who gains what by changing it:
 //
-//	Dir/keycheck      store id, salt, proof of the root key. Trusted after its MAC; a change is ErrWrongKey.
-//	Dir/store/        Badger. Trusted for nothing: each value is sealed to its place, the trail is chained, and
-//	                  what was cut off shows against the anchor.
-//	AnchorDir/anchor.<id>  the newest head, outside the folder, and what one process tells the next. Who can put both it and Dir back to an older
-//	                  state goes back in time unseen; nothing less does.
+//	Dir/keycheck       store id, salt, proof of the root key. Trusted after its MAC; a change is ErrWrongKey.
+//	Dir/store/         Badger. Trusted for nothing: each value is sealed to its place, the trail is chained, and
+//	                   what was cut off shows against the anchor.
+//	Dir/store.part/    a copy of store/ that is being made or removed                      safety.go
+//	Dir/store.safe/    the whole copy, until the check has passed: what Badger did to store/ before is undone from it
+//	Dir/store.trial-N  a copy that process N has another process open first                trial.go
+//	Dir/lost-TIME/     all of it as it was when a loss was accepted; never read again      loss.go
+//	Dir/ballast        room for when the disk is full; no contents                         ballast.go
+//	Dir/probe          there for a moment, to see whether the disk writes again            trouble.go
+//	AnchorDir/anchor.ID  the newest head, outside the folder, and what one process tells the next. Who can put both
+//	                   it and Dir back to an older state goes back in time unseen; nothing less does.     anchor.go
+//
+// The copies are trusted for no more than store/ is: what comes of them is checked alike.
+//
+// Beside a file that is being made lies a hidden one with its name for a while, and beside Dir .NAME.restore-*, where
+// a backup is read (restore.go). A crash may leave them.
 //
 // Keys in Badger (hash = the first 16 bytes of a keyed hash):
 //
 //	t · first seq u64            one group of the trail            group.go
-//	r · hash(kind, id)           a credential or token record      record.go
-//	d · generation u32 · hash(id) · version u32   the data key of a value, wrapped under that generation's root key   record.go
-//	v · hash(id) · version u32   the value under that key          record.go
-//	k                            a root key that is being replaced rotate.go
-//	h                            the newest signed head            head.go
 //	b                            where the trail begins            base.go
-//	m, n, s · generation · n u32 snapshot manifests and chunks     snapshot.go
+//	h                            the newest signed head            head.go
+//	m, n                         the newest snapshot's manifest, and the one's before it     snapshot.go
+//	s · generation [8] · n u32   their chunks                      snapshot.go
+//	r · hash(kind, id)           a credential or token record      record.go
+//	v · hash(id) · version u32   the value of a credential         record.go
+//	d · generation u32 · hash(id) · version u32   the data key that seals it, wrapped under that generation's root key   keys.go
+//	k                            a root key is being replaced      rotate.go
 package store
 
 import (
