@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -40,6 +41,9 @@ are not in it either. What is destroyed later stays in backups made before. keyl
 			}
 			if _, err := os.Lstat(to); !errors.Is(err, fs.ErrNotExist) {
 				return backupExists(to, err)
+			}
+			if err := a.notInData(to); err != nil {
+				return err
 			}
 			return a.withAdmin(func(c *server.AdminClient) error {
 				b, err := writeBackup(to, func(out io.Writer) (store.Backup, error) { return c.Backup(cmd.Context(), out) })
@@ -82,11 +86,48 @@ func backupExists(path string, err error) error {
 	return fail(exitConflict, "choose another name, or remove it first", "there is something at %s already", terminal(path))
 }
 
+// beside makes a hidden file, 0600, next to where path is to be.
+func beside(path string) (*os.File, error) {
+	folder := filepath.Dir(path)
+	f, err := os.CreateTemp(folder, "."+filepath.Base(path)+"-*")
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return nil, fail(exitNotFound, "make it first, or name another", "there is no folder %s", terminal(folder))
+	}
+	var at *fs.PathError
+	if errors.As(err, &at) { // the hidden file's name says nothing to anybody
+		return nil, fmt.Errorf("writing into %s: %w", terminal(folder), at.Err)
+	}
+	return f, err
+}
+
+// notInData refuses a file in the data folder: what is there is lost with the store that the file is kept for.
+func (a *app) notInData(path string) error {
+	s, err := a.settings(true)
+	if err != nil {
+		return err
+	}
+	folder, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if err != nil {
+		return nil // beside says it
+	}
+	data, err := filepath.EvalSymlinks(s.Data)
+	if err != nil {
+		return nil // a daemon of somewhere else
+	}
+	if folder, err = filepath.Abs(folder); err != nil {
+		return err
+	}
+	if folder == data || strings.HasPrefix(folder, data+string(filepath.Separator)) {
+		return usagef("name one elsewhere, on another disk if there is one", "%s lies in the data folder, and would be lost with it", terminal(path))
+	}
+	return nil
+}
+
 // writeBackup makes path for us alone, whole and on disk, or not at all.
 func writeBackup(path string, fill func(io.Writer) (store.Backup, error)) (b store.Backup, err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // 0600
+	f, err := beside(path)
 	if err != nil {
-		return b, fmt.Errorf("making the backup: %w", err)
+		return b, err
 	}
 	defer os.Remove(f.Name())
 	b, err = fill(f)
