@@ -12,10 +12,11 @@ import (
 )
 
 // Writers wait at most 25 ms longer while a backup is made, and its memory does not grow with the store. Windows with
-// and without a backup alternate, so that they are of one machine in one mood.
+// and without a backup alternate, so that they are of one machine in one mood; the short form judges no times.
 func TestWritersHardlyNoticeABackup(t *testing.T) {
 	events, rounds, window := 20_000, 3, 150*time.Millisecond
-	if os.Getenv("KEYLEASE_TEST_FULL") != "" {
+	full := os.Getenv("KEYLEASE_TEST_FULL") != ""
+	if full {
 		events, rounds, window = 1_000_000, 5, 3*time.Second
 	}
 	s := mustOpen(t, testOptions(t))
@@ -74,7 +75,7 @@ func TestWritersHardlyNoticeABackup(t *testing.T) {
 	}
 	t.Logf("p50 %s, while a backup is made %s; p99 %s and %s; worst %s and %s", at(quiet, 0.5), at(busy, 0.5),
 		at(quiet, 0.99), at(busy, 0.99), at(quiet, 1), at(busy, 1))
-	if more := at(busy, 0.99) - at(quiet, 0.99); more > 25*time.Millisecond+at(quiet, 0.99) { // on a machine that is busy with more than this
+	if more := at(busy, 0.99) - at(quiet, 0.99); full && more > 25*time.Millisecond { // on a machine that does nothing else
 		t.Errorf("p99 is %s longer while a backup is made", more)
 	}
 	var before, during runtime.MemStats

@@ -6,6 +6,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -39,6 +42,9 @@ are not in it either. What is destroyed later stays in backups made before. keyl
 			}
 			if _, err := os.Lstat(to); !errors.Is(err, fs.ErrNotExist) {
 				return backupExists(to, err)
+			}
+			if err := a.notInData(to); err != nil {
+				return err
 			}
 			return a.withAdmin(func(c *server.AdminClient) error {
 				b, err := writeBackup(to, func(out io.Writer) (store.Backup, error) { return c.Backup(cmd.Context(), out) })
@@ -81,6 +87,42 @@ func backupExists(path string, err error) error {
 	return fail(exitConflict, "choose another name, or remove it first", "there is something at %s already", terminal(path))
 }
 
+// noFolder says it in its own words where the folder that path is to be made in is missing, or takes no file.
+func noFolder(path string, err error) error {
+	folder := filepath.Dir(path)
+	var at *fs.PathError
+	if !errors.As(err, &at) || at.Op != "open" || filepath.Dir(at.Path) != folder || errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return fail(exitNotFound, "make it first, or name another", "there is no folder %s", terminal(folder))
+	}
+	return fmt.Errorf("writing into %s: %w", terminal(folder), at.Err) // the hidden file's name says nothing to anybody
+}
+
+// notInData refuses a file in the data folder: what is there is lost with the store that the file is kept for.
+func (a *app) notInData(path string) error {
+	s, err := a.settings(true)
+	if err != nil {
+		return err
+	}
+	folder, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if err != nil {
+		return nil // noFolder says it
+	}
+	data, err := filepath.EvalSymlinks(s.Data)
+	if err != nil {
+		return nil // a daemon of somewhere else
+	}
+	if folder, err = filepath.Abs(folder); err != nil {
+		return err
+	}
+	if folder == data || strings.HasPrefix(folder, data+string(filepath.Separator)) {
+		return usagef("name one elsewhere, on another disk if there is one", "%s lies in the data folder, and would be lost with it", terminal(path))
+	}
+	return nil
+}
+
 // writeBackup makes path for us alone, whole and on disk, or not at all.
 func writeBackup(path string, fill func(io.Writer) (store.Backup, error)) (b store.Backup, err error) {
 	err = wholefile.NewAnywhere(path, func(f *os.File) error {
@@ -90,5 +132,5 @@ func writeBackup(path string, fill func(io.Writer) (store.Backup, error)) (b sto
 	if errors.Is(err, fs.ErrExist) {
 		return b, backupExists(path, nil)
 	}
-	return b, err
+	return b, noFolder(path, err)
 }

@@ -100,6 +100,9 @@ func classify(err error) (code int, hint string) {
 	case errors.As(err, &port):
 		return exitConflict, "choose another with --http 127.0.0.1:PORT, or turn it off with --http off"
 	case errors.As(err, &start): // its words are the daemon's own, hint included
+		if start.LastLine == "" && start.Code > exitOK { // on a full disk its log takes no word
+			return start.Code, "see whether the data folder's disk is full; keylease serve in a terminal says why it does not start"
+		}
 		if _, hint, _ := strings.Cut(start.LastLine, startHint); start.Code > exitOK {
 			return start.Code, hint
 		}
@@ -117,11 +120,11 @@ func classify(err error) (code int, hint string) {
 	case errors.Is(err, store.ErrNothingLost):
 		return exitUsage, "start it without --accept-loss"
 	case errors.Is(err, store.ErrKeycheck):
-		return exitIntegrity, "nothing is lent until the file is put back"
+		return exitIntegrity, "nothing is lent until the file is put back, as it was, or you move the data folder away and bring back a backup: keylease restore FILE"
 	case errors.Is(err, store.ErrBackup):
 		return exitIntegrity, ""
 	case errors.Is(err, store.ErrIntegrity):
-		return exitIntegrity, "nothing is lent until the folder is restored from a backup, or you go on with what is left: keylease serve --accept-loss, which ends all leases and disables all tokens"
+		return exitIntegrity, "nothing is lent until you move the data folder away and bring back a backup (keylease restore FILE), or go on with what is left: keylease serve --accept-loss, which ends all leases and disables all tokens"
 	case errors.Is(err, store.ErrNoStore):
 		return exitNotFound, "keylease init makes one"
 	case errors.Is(err, store.ErrFolder):

@@ -301,7 +301,7 @@ func TestAPassphraseIsForTheTerminalOnly(t *testing.T) {
 	if o := w.cliIn("password", "approve", id); o.code != 4 || !strings.Contains(o.err, "at a terminal only") {
 		t.Errorf("%s", o)
 	}
-	if o := w.cliIn("password\npassword\n", "approvals", "passphrase"); o.code != 4 {
+	if o := w.cliIn("password\npassword\n", "approvals", "passphrase"); o.code != 2 {
 		t.Errorf("%s", o)
 	}
 	w.ok("deny", id) // which is never hard
