@@ -33,7 +33,12 @@ func (b *inBody) count() int64 {
 	return b.in.Load()
 }
 
+// Read may be asked once more after the end: the transport looks whether there is more than was announced. By then
+// net/http may have closed a body that was read to its end, and its word for that would break off the answer.
 func (b *inBody) Read(into []byte) (int, error) {
+	if !b.stillComes() {
+		return 0, io.EOF
+	}
 	if err := b.use.Err(); err != nil {
 		b.failed.Store(true)
 		return 0, err

@@ -71,7 +71,9 @@ func TestAnAnswerDoesNotWaitForTheBody(t *testing.T) {
 		if err != nil || res.StatusCode != 200 || res.Close {
 			t.Fatalf("%d: %v %+v", i, err, res)
 		}
-		_, _ = io.Copy(io.Discard, res.Body)
+		if n, err := io.Copy(io.Discard, res.Body); err != nil {
+			t.Fatalf("%d: broken off after %d bytes: %v", i, n, err)
+		}
 	}
 	close(came)
 	for path := range came {
