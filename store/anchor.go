@@ -32,8 +32,16 @@ type anchor struct {
 	lost  error // then: why nothing can be known from it
 	dirty atomic.Bool
 
-	mu    sync.Mutex // guards the file and what follows: whoever owes does not wait for the disk of the data
-	owing bool
+	mu      sync.Mutex // guards the file and what follows: whoever owes does not wait for the disk of the data
+	owing   bool
+	written anchored // what the file says; zero: nobody knows
+
+	clock sync.Mutex // guards what follows, and nobody has it while a disk works: time and seen, as the next writing has them
+	high  time.Time
+	last  Moment
+
+	noting chan struct{} // see note
+	later  atomic.Bool
 }
 
 // anchored is what an anchor says.
@@ -89,7 +97,7 @@ func openAnchor(o Options, keys *keyring, anew bool) (*anchor, error) {
 			if err != nil {
 				return nil, fmt.Errorf("making the anchor: %w", err)
 			}
-			return &anchor{file: f, anew: true, lost: missing}, wholefile.SyncFolder(o.AnchorDir)
+			return &anchor{file: f, anew: true, lost: missing, noting: make(chan struct{}, 1)}, wholefile.SyncFolder(o.AnchorDir)
 		case begun:
 			return nil, missing
 		case !o.Create:
@@ -103,7 +111,7 @@ func openAnchor(o Options, keys *keyring, anew bool) (*anchor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the anchor: %w", err)
 	}
-	a := &anchor{file: f, anew: anew}
+	a := &anchor{file: f, anew: anew, noting: make(chan struct{}, 1)}
 	err = a.reload(keys)
 	a.found, a.owing = a.marks, a.marks&markOwing != 0
 	switch {
@@ -178,20 +186,44 @@ func (a *anchor) read(keys *keyring) (anchored, error) {
 	return is, nil
 }
 
-func (a *anchor) reload(keys *keyring) (err error) {
+// reload reads the file. What was observed meanwhile stays.
+func (a *anchor) reload(keys *keyring) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.anchored, err = a.read(keys)
+	is, err := a.read(keys)
+	a.anchored, a.written = is, is
+	if err == nil {
+		a.raise(is.time)
+		a.clock.Lock()
+		defer a.clock.Unlock()
+		if a.last == (Moment{}) {
+			a.last = is.seen
+		}
+	}
 	return err
+}
+
+// look reads the file, and never a half written one.
+func (a *anchor) look(keys *keyring) (anchored, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.read(keys)
+}
+
+// raise lets the high-water be at least at.
+func (a *anchor) raise(at time.Time) {
+	a.clock.Lock()
+	defer a.clock.Unlock()
+	if at.After(a.high) {
+		a.high = at
+	}
 }
 
 // put writes h, which must be on disk already, and the time of its Entry.
 func (a *anchor) put(keys *keyring, h head, at time.Time) error {
 	is := a.anchored
 	is.head = h
-	if at.After(is.time) {
-		is.time = at
-	}
+	a.raise(at)
 	return a.write(keys, is)
 }
 
@@ -200,23 +232,35 @@ func (a *anchor) turn(keys *keyring, epoch uint64, h head, at time.Time) error {
 	is := a.anchored
 	is.epoch, is.head = epoch, h
 	is.marks |= markOpen
-	if at.After(is.time) {
-		is.time = at
-	}
+	a.raise(at)
 	return errors.Join(a.write(keys, is), a.sync())
 }
 
+// write changes what the anchor says. Caller holds the store's disk.
 func (a *anchor) write(keys *keyring, is anchored) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if err := a.writeFile(keys, is); err != nil {
+		return err
+	}
+	a.anchored = is
+	return nil
+}
+
+// writeFile writes is, with what is owed and the newest time, unless the file says so. Caller holds mu.
+func (a *anchor) writeFile(keys *keyring, is anchored) error {
 	is.marks = is.marks.with(markOwing, a.owing)
-	if is == a.anchored {
+	a.clock.Lock()
+	is.time, is.seen = a.high, a.last
+	a.clock.Unlock()
+	if is == a.written {
 		return nil
 	}
+	a.written = anchored{}
 	if _, err := a.file.WriteAt(encodeAnchor(keys, is), 0); err != nil {
 		return fmt.Errorf("writing the anchor: %w", err)
 	}
-	a.anchored = is
+	a.written = is
 	a.dirty.Store(true)
 	return nil
 }
@@ -240,12 +284,46 @@ func (a *anchor) owe(keys *keyring, yes bool) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.owing = yes
-	is := a.anchored
-	is.marks = is.marks.with(markOwing, yes)
-	if _, err := a.file.WriteAt(encodeAnchor(keys, is), 0); err != nil {
-		return fmt.Errorf("writing the anchor: %w", err)
+	if err := a.writeFile(keys, a.anchored); err != nil {
+		return err
 	}
 	return a.file.Sync()
+}
+
+// note writes down what time it is. Its disk may be one that does not answer, and who calls has others waiting: it
+// returns after noteTime, and what it could not write is written when the disk answers.
+func (a *anchor) note(keys *keyring) error {
+	a.later.Store(true)
+	select {
+	case a.noting <- struct{}{}:
+	default:
+		return nil // the one before is still at it
+	}
+	done := make(chan error, 1)
+	go func() {
+		defer func() { <-a.noting }()
+		var err error
+		for a.later.Swap(false) {
+			err = a.noteNow(keys)
+		}
+		done <- err
+	}()
+	late := time.NewTimer(noteTime)
+	defer late.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-late.C:
+		return nil
+	}
+}
+
+const noteTime = 100 * time.Millisecond
+
+func (a *anchor) noteNow(keys *keyring) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.writeFile(keys, a.anchored)
 }
 
 func (a *anchor) owes() bool {
@@ -258,7 +336,11 @@ func (a *anchor) sync() error {
 	if !a.dirty.Swap(false) {
 		return nil
 	}
-	return a.file.Sync()
+	err := a.file.Sync()
+	if err != nil {
+		a.dirty.Store(true) // or the next would say yes without having tried
+	}
+	return err
 }
 
 func (a *anchor) close() error { return errors.Join(a.sync(), a.file.Close()) }
@@ -278,39 +360,36 @@ func (s *Store) Owe(yes bool) error {
 
 // HighWater is the latest time that any daemon on this store is known to have acted by.
 func (s *Store) HighWater() time.Time {
-	s.disk.Lock()
-	defer s.disk.Unlock()
-	return s.anchor.time
+	s.anchor.clock.Lock()
+	defer s.anchor.clock.Unlock()
+	return s.anchor.high
 }
 
 // Seen is the last Moment that was observed; zero where none was.
 func (s *Store) Seen() Moment {
-	s.disk.Lock()
-	defer s.disk.Unlock()
-	return s.anchor.seen
+	s.anchor.clock.Lock()
+	defer s.anchor.clock.Unlock()
+	return s.anchor.last
 }
 
 // Observe notes what time it is, and raises HighWater to it. A process that is killed leaves it; it is on disk within
-// a second.
+// a second. It waits for no disk longer than noteTime: one that does not answer has it when it does.
 func (s *Store) Observe(now Moment) error {
-	s.disk.Lock()
-	defer s.disk.Unlock()
-	is := s.anchor.anchored
-	is.seen = now.plain()
-	if is.seen.Time.After(is.time) {
-		is.time = is.seen.Time
-	}
-	return s.anchor.write(s.keys, is)
+	now = now.plain()
+	s.anchor.raise(now.Time)
+	s.anchor.clock.Lock()
+	s.anchor.last = now
+	s.anchor.clock.Unlock()
+	return s.anchor.note(s.keys)
 }
 
 // SetBack lowers HighWater to now: an operator says that the clock was wrong. It is on disk when it returns.
 func (s *Store) SetBack(now Moment) error {
-	s.disk.Lock()
-	defer s.disk.Unlock()
-	is := s.anchor.anchored
-	is.seen = now.plain()
-	is.time = is.seen.Time
-	return errors.Join(s.anchor.write(s.keys, is), s.anchor.sync())
+	now = now.plain()
+	s.anchor.clock.Lock()
+	s.anchor.high, s.anchor.last = now.Time, now
+	s.anchor.clock.Unlock()
+	return errors.Join(s.anchor.noteNow(s.keys), s.anchor.sync())
 }
 
 // plain is m as reading it back gives it.

@@ -174,6 +174,9 @@ func (s *Store) Backup(ctx context.Context, out io.Writer) (Backup, error) {
 		if err := ctx.Err(); err != nil {
 			return Backup{}, err
 		}
+		if s.torn.Load() { // whoever opens the database anew waits for us
+			return Backup{}, fmt.Errorf("%w: the disk failed while the backup was written", ErrUnavailable)
+		}
 		key := it.Item().Key()
 		if len(key) == 0 || key[0] == rotationKey[0] || key[0] == 'd' && string(key[:min(len(own), len(key))]) != string(own) {
 			continue // of a root key that is not, or no longer, in force

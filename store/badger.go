@@ -193,6 +193,28 @@ func (s *Store) view(fn func(*badger.Txn) error) error {
 	return s.db.View(fn)
 }
 
+// drop takes all that begins with one of the prefixes out of the files: deleting it would leave the bytes there. After
+// an error Badger may have no log to write to any more. Caller holds disk.
+func (s *Store) drop(prefixes ...[]byte) error {
+	err := s.db.DropPrefix(prefixes...)
+	if err != nil {
+		s.torn.Store(true)
+		return err
+	}
+	return s.view(func(txn *badger.Txn) error { // it does not always say so
+		for _, p := range prefixes {
+			it := txn.NewIterator(badger.IteratorOptions{Prefix: p})
+			it.Rewind()
+			left := it.Valid()
+			it.Close()
+			if left {
+				return errors.New("some of it is still there")
+			}
+		}
+		return nil
+	})
+}
+
 // get returns a copy of the value under key; badger.ErrKeyNotFound if there is none.
 func (s *Store) get(key []byte) (value []byte, err error) {
 	err = s.view(func(txn *badger.Txn) error {
@@ -206,10 +228,17 @@ func (s *Store) get(key []byte) (value []byte, err error) {
 	return value, err
 }
 
-// usable refuses what would write to a full disk or a closed database. Caller holds disk.
+// errTorn is why nothing may be written, though the disk may take it: after a write that failed the log can have a hole,
+// and what follows a hole is lost at the next power cut, with every sync of it answered yes.
+var errTorn = errors.New("a write before this one failed, and the database was not opened anew since")
+
+// usable refuses what would write to a full disk, or to a database that is closed or torn. Caller holds disk.
 func (s *Store) usable() error {
 	if s.db.IsClosed() {
 		return fmt.Errorf("%w: it is closed", ErrUnavailable)
+	}
+	if s.torn.Load() {
+		return fmt.Errorf("%w: %w", ErrUnavailable, errTorn)
 	}
 	if err := s.room(); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)

@@ -192,6 +192,9 @@ func (s *Store) commit(group []*Pending) error {
 	if s.gaveUp() {
 		return errStuck
 	}
+	if s.torn.Load() {
+		return errTorn
+	}
 	if err := s.room(); err != nil {
 		return err
 	}

@@ -21,7 +21,7 @@ func (s *Store) Destroy(versions []ValueRef) error {
 			prefixes = append(prefixes, in.next.dataKey(at))
 		}
 	}
-	if err := s.db.DropPrefix(prefixes...); err != nil {
+	if err := s.drop(prefixes...); err != nil {
 		return fmt.Errorf("destroying %d versions: %w", len(versions), err)
 	}
 	return nil

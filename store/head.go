@@ -105,6 +105,9 @@ func (s *Store) checkpoint() error {
 	if failed != nil {
 		return nil
 	}
+	if s.torn.Load() { // by whoever wrote something else than a group
+		return errTorn
+	}
 	if h.seq != s.signed {
 		if err := s.room(); err != nil {
 			return err

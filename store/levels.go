@@ -21,8 +21,12 @@ const (
 	laggard = 3
 )
 
-// Disk reads it from memory: no file is touched.
+// Disk reads it from memory: no file is touched. It is zero while the database is being opened anew.
 func (s *Store) Disk() Disk {
+	if s.torn.Load() || !s.open.TryRLock() {
+		return Disk{}
+	}
+	defer s.open.RUnlock()
 	tables, logs := s.db.Size()
 	d := Disk{Bytes: tables + logs}
 	for _, l := range s.db.Levels() {

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"github.com/dgraph-io/badger/v4"
@@ -58,6 +59,9 @@ func (s *Store) beginWalk(txn *badger.Txn, w *walker) (*badger.Iterator, error) 
 	if err != nil {
 		return nil, err
 	}
+	if w.whole && w.from <= base.Seq {
+		return nil, errPruned
+	}
 	w.from = max(w.from, base.Seq+1)
 	if w.from > w.to {
 		return nil, nil
@@ -80,6 +84,7 @@ type walker struct {
 	linked   bool   // prev is known
 	fn       func(*Entry) error
 	begin    func(first uint64) error // told of each group, if it is not nil
+	whole    bool                     // nothing that was pruned may be passed over: errPruned
 	skim     bool                     // fn wants Seq, Prev and Hash alone, and keeps nothing
 	skimmed  Entry
 }
@@ -208,15 +213,24 @@ func (s *Store) Entries(ctx context.Context, from uint64, fn func(*Entry) error)
 // before it, and that for none, since the trail tells all: restore begins anew each time that it is called. Of a trail
 // that was pruned it does not, and without a snapshot that goes as far as its base that is ErrIntegrity.
 func (s *Store) Load(restore func(snapshot []byte, seq uint64) error, apply func(*Entry) error) error {
-	to := s.durable().seq
-	return s.view(func(txn *badger.Txn) error {
-		at, err := s.restoreNewest(txn, to, restore)
-		if err != nil {
+	for {
+		to := s.durable().seq
+		err := s.view(func(txn *badger.Txn) error {
+			at, err := s.restoreNewest(txn, to, restore)
+			if err != nil {
+				return err
+			}
+			return s.walkWith(context.Background(), txn, &walker{from: at.seq + 1, to: to, fn: apply, whole: true})
+		})
+		if !errors.Is(err, errPruned) {
 			return err
 		}
-		return s.walk(context.Background(), txn, at.seq+1, to, apply)
-	})
+	}
 }
+
+// errPruned is why a walk does not begin: a later snapshot was stored, and the trail pruned up to it, since the one that
+// it would go on from was read. It happens once in a while and not twice in a row: nothing is pruned before a snapshot.
+var errPruned = errors.New("what follows the snapshot was pruned")
 
 // restoreNewest passes the newest snapshot that is good to restore, and returns where it was taken.
 func (s *Store) restoreNewest(txn *badger.Txn, to uint64, restore func([]byte, uint64) error) (head, error) {

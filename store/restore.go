@@ -161,25 +161,27 @@ func (r *Restoration) fill(ctx context.Context, b *backupReader) (err error) {
 	if err := errors.Join(os.Mkdir(r.at.Dir, 0o700), os.Mkdir(r.at.AnchorDir, 0o700)); err != nil {
 		return err
 	}
+	room := Store{dir: r.at.Dir, free: r.at.Free}
+	if room.free == nil {
+		room.free = freeBytes
+	}
+	if err := room.room(); err != nil { // before Badger makes its log: where the disk is full it is the end of the process
+		return err
+	}
 	db, err := badger.Open(badgerOptions(storeDir(r.at.Dir), r.at.Log).WithSyncWrites(true)) // nobody else syncs here
 	if err != nil {
 		return badgerError(fmt.Errorf("making %s: %w", storeDir(r.at.Dir), err))
 	}
-	room := Store{dir: r.at.Dir, free: freeBytes}
-	err = room.room()
-	batch := db.NewWriteBatch()
-	if err == nil {
-		since := 0
-		err = b.items(func(key, value []byte) error {
-			if since += len(key) + len(value); since > fillBytes {
-				since = 0
-				if err := errors.Join(ctx.Err(), room.room()); err != nil {
-					return err
-				}
+	batch, since := db.NewWriteBatch(), 0
+	err = b.items(func(key, value []byte) error {
+		if since += len(key) + len(value); since > fillBytes {
+			since = 0
+			if err := errors.Join(ctx.Err(), room.room()); err != nil {
+				return err
 			}
-			return batch.SetEntry(badger.NewEntry(bytes.Clone(key), bytes.Clone(value)))
-		})
-	}
+		}
+		return batch.SetEntry(badger.NewEntry(bytes.Clone(key), bytes.Clone(value)))
+	})
 	if err == nil {
 		err = batch.Flush()
 	} else {

@@ -113,7 +113,7 @@ type Store struct {
 	rotated  atomic.Bool // see Rotated
 
 	lagging  atomic.Int32 // looks in a row that found merging behind: see watchLevels
-	pruning  sync.Mutex   // held by Prune, and by whoever reads more of the store than one iterator sees
+	pruning  sync.Mutex   // held by Prune
 	dropping sync.RWMutex // for writing while groups are dropped, for reading while an iterator is put on them
 
 	stop      chan struct{}
@@ -290,7 +290,7 @@ func (s *Store) Close() error {
 		if s.closeErr = s.stopped(); s.closeErr != nil {
 			return // the disk holds what would have to be closed
 		}
-		s.closeErr = s.checkpoint()
+		s.closeErr = errors.Join(s.anchor.noteNow(s.keys), s.checkpoint())
 		s.wal.close()
 		s.closeErr = errors.Join(s.closeErr, s.closeDB())
 		if s.closeErr == nil && !s.anchor.owes() { // or the next start would not ask

@@ -208,12 +208,16 @@ func (s *Store) reopen() error {
 		return err
 	}
 	s.torn.Store(false)
-	if err := s.readHead(); err != nil { // the copy made before opening stays, and is put back by the next attempt
+	err = s.readHead()
+	if err == nil {
+		err = safety.drop()
+	}
+	if err != nil { // a copy that stays is put back by the next attempt, so nothing may be written before
 		s.torn.Store(true)
 		return err
 	}
 	s.log.Warn().Msg("the database was opened anew, since it could not write")
-	return safety.drop()
+	return nil
 }
 
 func (s *Store) closeAndOpen() (safetyCopy, error) {

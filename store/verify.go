@@ -17,7 +17,7 @@ func (s *Store) Verify(ctx context.Context, pinned string) (Report, error) {
 		return Report{}, err
 	}
 	s.disk.Lock() // between two groups: the three agree, and the anchor is not read half written
-	anchored, anchorErr := s.anchor.read(s.keys)
+	anchored, anchorErr := s.anchor.look(s.keys)
 	signed, signedErr := s.readSigned()
 	h := s.durable()
 	s.disk.Unlock()
