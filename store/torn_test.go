@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -105,9 +106,15 @@ func TestNoSafetyCopyOutlivesTheRecovery(t *testing.T) {
 func TestADropThatFailsIsNotWrittenAfter(t *testing.T) {
 	s := mustOpen(t, testOptions(t))
 	putCredential(t, s, "cr_1", 1, "{}", "sk-obviously-fake")
-	s.disk.Lock()
-	next := s.wal.next
-	s.disk.Unlock()
+	logs, err := filepath.Glob(filepath.Join(storeDir(s.dir), "*.mem"))
+	if err != nil || len(logs) == 0 {
+		t.Fatal(logs, err)
+	}
+	var n int
+	if _, err := fmt.Sscanf(filepath.Base(slices.Max(logs)), "%d.mem", &n); err != nil {
+		t.Fatal(err)
+	}
+	next := filepath.Join(storeDir(s.dir), fmt.Sprintf("%05d.mem", n+1))
 	if err := os.Mkdir(next, 0o700); err != nil {
 		t.Fatal(err)
 	}
