@@ -11,6 +11,8 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
 	"github.com/rs/zerolog"
+
+	"keylease/internal/wholefile"
 )
 
 const (
@@ -57,7 +59,7 @@ func badgerOptions(dir string, log zerolog.Logger) badger.Options {
 func openBadger(o Options, a *anchor) (db *badger.DB, safety safetyCopy, err error) {
 	safety = safetyOf(o.Dir)
 	if err := os.Mkdir(safety.dir, 0o700); err == nil {
-		err = syncFolder(o.Dir) // or a power cut takes the folder, and all that was synced in it
+		err = wholefile.SyncFolder(o.Dir) // or a power cut takes the folder, and all that was synced in it
 		if err != nil {
 			return nil, safety, fmt.Errorf("making the folder: %w", err)
 		}
