@@ -208,3 +208,23 @@ func TestLoadWhileTheTrailIsPruned(t *testing.T) {
 		t.Errorf("loaded up to %d at try %d: %v", at, times, err)
 	}
 }
+
+// TestWhatCantBeReadNowIsNotTakenForDamaged: while the database is opened anew nobody can say what is in it.
+func TestWhatCantBeReadNowIsNotTakenForDamaged(t *testing.T) {
+	s := mustOpen(t, testOptions(t))
+	e := putCredential(t, s, "cr_1", 1, "{}", "sk-obviously-fake")
+	s.open.Lock() // as reopen does
+	_, value := s.Value("cr_1", 1, e.Records[1])
+	_, rec := s.Record(KindCredential, "cr_1", e.Records[0])
+	_, base := s.Base()
+	_, signed := s.readSigned()
+	s.open.Unlock()
+	for what, err := range map[string]error{"value": value, "record": rec, "base": base, "signed head": signed} {
+		if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrIntegrity) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if _, err := s.Value("cr_1", 1, e.Records[1]); err != nil {
+		t.Error(err)
+	}
+}
