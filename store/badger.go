@@ -11,6 +11,8 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
 	"github.com/rs/zerolog"
+
+	"keylease/internal/wholefile"
 )
 
 const (
@@ -56,7 +58,12 @@ func badgerOptions(dir string, log zerolog.Logger) badger.Options {
 // opened has stood the check, or to put back.
 func openBadger(o Options, a *anchor) (db *badger.DB, safety safetyCopy, err error) {
 	safety = safetyOf(o.Dir)
-	if err := os.MkdirAll(safety.dir, 0o700); err != nil {
+	if err := os.Mkdir(safety.dir, 0o700); err == nil {
+		err = wholefile.SyncFolder(o.Dir) // or a power cut takes the folder, and all that was synced in it
+		if err != nil {
+			return nil, safety, fmt.Errorf("making the folder: %w", err)
+		}
+	} else if !errors.Is(err, fs.ErrExist) {
 		return nil, safety, fmt.Errorf("making the folder: %w", err)
 	}
 	if err := lookAround(o, a, safety); err != nil {

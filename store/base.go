@@ -65,6 +65,9 @@ func (s *Store) readBase() (Base, error) {
 	if errors.Is(err, badger.ErrKeyNotFound) {
 		return Base{}, nil
 	}
+	if errors.Is(err, ErrUnavailable) { // that says nothing of the record
+		return Base{}, err
+	}
 	var plain []byte
 	if err == nil {
 		plain, err = open(s.keys.record, sealed, s.keys.baseAAD())

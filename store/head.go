@@ -59,6 +59,9 @@ func (s *Store) readSigned() (signedHead, error) {
 	if errors.Is(err, badger.ErrKeyNotFound) {
 		return signedHead{}, nil
 	}
+	if errors.Is(err, ErrUnavailable) {
+		return signedHead{}, err
+	}
 	if err != nil {
 		return signedHead{}, fmt.Errorf("%w: the signed head can't be read: %w", ErrIntegrity, err)
 	}

@@ -50,7 +50,7 @@ func (s *Store) Prune(ctx context.Context, l PruneLimits) (base Base, more bool,
 	if hash, err := s.hashAt(l.Exported); err != nil || hash != l.Hash {
 		return base, false, errors.Join(fmt.Errorf("%w: event %d is not the one that was exported", ErrIntegrity, l.Exported), err)
 	}
-	if err := s.checkpoint(); err != nil {
+	if err := errors.Join(s.checkpoint(), s.Failed()); err != nil { // a checkpoint leaves what failed alone
 		return base, false, err
 	}
 	next, more, err := s.nextBase(ctx, base, l)

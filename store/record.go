@@ -144,6 +144,9 @@ func (s *Store) dataKey(valueKey []byte) ([]byte, error) {
 		}
 		return nil, ErrDestroyed
 	}
+	if errors.Is(err, ErrUnavailable) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: its key can't be read: %w", ErrIntegrity, err)
 	}
@@ -159,6 +162,9 @@ func (s *Store) sealedAs(key []byte, ref RecordRef) ([]byte, error) {
 	sealed, err := s.get(key)
 	if errors.Is(err, badger.ErrKeyNotFound) {
 		return nil, fmt.Errorf("%w: it is missing", ErrIntegrity)
+	}
+	if errors.Is(err, ErrUnavailable) {
+		return nil, err
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: it can't be read: %w", ErrIntegrity, err)

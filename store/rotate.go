@@ -206,6 +206,9 @@ func (s *Store) resumeRotation() error {
 	if errors.Is(err, badger.ErrKeyNotFound) {
 		return nil
 	}
+	if errors.Is(err, ErrUnavailable) {
+		return err
+	}
 	if err != nil {
 		return fmt.Errorf("%w: the mark of a rotation can't be read: %w", ErrIntegrity, err)
 	}

@@ -111,6 +111,9 @@ func relink(from, to string) error {
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	if err := wholefile.SyncFolder(from); err != nil { // of a file it does the same; what it takes the place of was on the disk
+		return err
+	}
 	if err := os.Link(from, fresh); err != nil {
 		return err
 	}

@@ -239,7 +239,8 @@ func (s *Store) closeAndOpen() (safetyCopy, error) {
 // probe writes a file beside the database and syncs it.
 func (s *Store) probe() error {
 	path := filepath.Join(s.dir, "probe")
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	_ = os.Remove(path) // of one that was killed
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,9 @@ func (s *Store) Verify(ctx context.Context, pinned string) (Report, error) {
 	signed, signedErr := s.readSigned()
 	h := s.durable()
 	s.disk.Unlock()
+	if errors.Is(signedErr, ErrUnavailable) {
+		return Report{}, signedErr
+	}
 	r := Report{Fingerprint: s.Fingerprint(), HeadSeq: h.seq, Head: h.hash}
 	base, baseErr := s.readBase()
 	if baseErr == nil && base.Seq > 0 {

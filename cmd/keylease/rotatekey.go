@@ -22,13 +22,14 @@ func (a *app) rotateKeyCommand() *cobra.Command {
 	var file string
 	c := &cobra.Command{Use: "rotate-key", Short: "Replace the root key, while keylease goes on lending", Args: exactly(),
 		Long: `Replace the root key, while keylease goes on lending. Names, tokens, leases and the trail stay; every stored value is
-put under the new key, and nothing in the data folder opens with the old one any more.
+put under the new key, and nothing that keylease uses opens with the old one any more.
 
 Where the root key is a file, keylease makes the new one and puts it in the place of the old. Else, or with
 --new-root-key-file, you make it (openssl rand -hex 32) and put it where the old one comes from before the next start.
 
 Backups made until then open with the old key only: keep a copy of it as long as you keep them, or make a new backup and
-remove them.`,
+remove them. What serve --accept-loss put aside (lost-* in the data folder) opens with the old key too: remove it once
+nobody needs it.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var key []byte
 			if cmd.Flags().Changed("new-root-key-file") {
