@@ -48,6 +48,7 @@ func (t *passing) answered(res *http.Response) error {
 	t.maskHeader(res.Trailer)
 	if !t.Lease.Plan.KeepsCookies() {
 		res.Header.Del("Set-Cookie")
+		res.Trailer.Del("Set-Cookie") // nor is one announced
 	}
 	for _, name := range notHandedBack {
 		res.Header.Del(name)

@@ -58,6 +58,8 @@ type Broker struct {
 	clock *clock
 	// unseal is the store's Value. A test has something happen meanwhile.
 	unseal func(credentialID string, version int, ref store.RecordRef) (secret.Secret, error)
+	// noteOwed is the store's Owe. A test has it take long.
+	noteOwed func(yes bool) error
 
 	// mu guards everything below and is what makes the order of the trail the order of the decisions: whoever
 	// changes the index submits the Entry before letting go. It is not held while the disk works, except by the
@@ -76,6 +78,7 @@ type Broker struct {
 	rebuilt      time.Time      // when the index was last rebuilt, or that was tried
 	owed         []store.Change // what ended and could not be recorded yet; see owed.go
 	owing        bool           // the anchor says so
+	late         *note          // to the anchor, that nobody waits for any more; nil: there is none
 	newest       written        // the change submitted last: once it is durable, all are
 	lastCall     time.Time
 	destroySince time.Time    // when keys to destroy began to wait for a quiet moment
@@ -96,7 +99,7 @@ func Open(ctx context.Context, c Config) (*Broker, error) {
 	if c.Up == nil {
 		c.Up = upOf(c.Now)
 	}
-	b := &Broker{cfg: c, store: c.Store, unseal: c.Store.Value, sessions: map[string]identity.Principal{}, lapsed: map[string]bool{}, uses: newUses(), wake: make(chan struct{}, 1)}
+	b := &Broker{cfg: c, store: c.Store, unseal: c.Store.Value, noteOwed: c.Store.Owe, sessions: map[string]identity.Principal{}, lapsed: map[string]bool{}, uses: newUses(), wake: make(chan struct{}, 1)}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := b.load(); err != nil {

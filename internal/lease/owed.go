@@ -27,21 +27,41 @@ const NearlyFull = "nearly full"
 // collect takes what the store could not write. Caller holds mu.
 func (b *Broker) collect() {
 	b.owed = append(b.owed, b.store.Lost()...)
-	if len(b.owed) > 0 && !b.owing {
-		b.owing = b.owe(true)
+	if len(b.owed) == 0 || b.owing {
+		return
 	}
+	if late := b.late; late != nil {
+		select {
+		case err := <-late.done:
+			b.late = nil
+			if b.owing = late.yes && err == nil; b.owing {
+				return
+			}
+		default: // it was waited for already: once for each of a thousand leases would be for ever
+			return
+		}
+	}
+	b.owing = b.owe(true)
 }
 
-// owe has the anchor say it, and reports whether it does. Its disk may be the one that does not answer.
+// note is what the anchor is to say, and whether it was written.
+type note struct {
+	yes  bool
+	done chan error
+}
+
+// owe has the anchor say it, and reports whether it does. Its disk may be the one that does not answer. Caller holds mu.
 func (b *Broker) owe(yes bool) bool {
-	done := make(chan error, 1)
-	go func() { done <- b.store.Owe(yes) }()
-	late := time.NewTimer(oweWait)
-	defer late.Stop()
+	n := &note{yes, make(chan error, 1)}
+	go func() { n.done <- b.noteOwed(yes) }()
+	wait := time.NewTimer(oweWait)
+	defer wait.Stop()
 	var err error
 	select {
-	case err = <-done:
-	case <-late.C:
+	case err = <-n.done:
+		b.late = nil
+	case <-wait.C:
+		b.late = n
 		err = fmt.Errorf("the anchor's disk does not answer")
 	}
 	if err != nil {

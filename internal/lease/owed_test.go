@@ -226,3 +226,40 @@ func TestWhatIsOwedIsNotedEachTime(t *testing.T) {
 		t.Errorf("it ended owing, and starts as if nothing were: %+v", f)
 	}
 }
+
+// Where the anchor's disk does not answer either, ending a great many leases does not wait for it once for each.
+func TestAnAnchorThatDoesNotAnswerIsWaitedForOnce(t *testing.T) {
+	w := newWorld(t)
+	w.put("openai", "sk-fake-1", policy.CredentialPolicy{})
+	const n = 100
+	for range n {
+		w.lease(w.agent("a"), "openai")
+	}
+	defer func(was time.Duration) { oweWait = was }(oweWait)
+	oweWait = 50 * time.Millisecond
+	answers := make(chan bool)
+	w.noteOwed = func(yes bool) error { <-answers; return w.store.Owe(yes) }
+	w.pass(2 * rebuildPause)
+	w.brokenDisk()
+	for range 2 { // it is found out, and found out again after reading back
+		_, err := w.Lease(ctx, w.agent("a"), Request{Credential: "openai"})
+		wantCode(t, err, Unavailable)
+	}
+	begun := time.Now()
+	_, err := w.RevokeLeases(ctx, operator, Filter{Credential: "openai"})
+	wantCode(t, err, Unavailable)
+	if took := time.Since(begun); took > n*oweWait/2 || w.live() > 0 {
+		t.Errorf("ending %d leases took %v, and %d are live", n, took, w.live())
+	}
+	close(answers)
+	w.healed()
+	w.mu2(func() {
+		if w.owing || len(w.owed) > 0 {
+			t.Errorf("owed: %d, noted: %v", len(w.owed), w.owing)
+		}
+	})
+	w.restart(true)
+	if w.live() > 0 || w.Activity().Frozen != nil {
+		t.Errorf("%d live, frozen %v", w.live(), w.Activity().Frozen)
+	}
+}

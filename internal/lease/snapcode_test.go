@@ -99,7 +99,8 @@ func TestASnapshotKeepsEachField(t *testing.T) {
 		}
 	}
 	b := back.byID["cr_1"]
-	same("the credential", []any{b.rec.ID, b.rec.Name, b.ref, b.values, b.inUse}, []any{c.rec.ID, c.rec.Name, c.ref, c.values, c.inUse})
+	same("the credential", []any{b.rec.ID, b.rec.Name, b.ref, b.values, b.used(1), b.used(7), len(b.leases)},
+		[]any{c.rec.ID, c.rec.Name, c.ref, c.values, c.used(1), c.used(7), len(c.leases)})
 	same("tokens", back.tokens, ix.tokens)
 	same("ended", slices.Collect(back.ended.all()), slices.Collect(ix.ended.all()))
 	same("asked", back.asked, ix.asked)

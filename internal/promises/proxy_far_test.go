@@ -97,6 +97,14 @@ func TestD6WhatComesBackIsMasked(t *testing.T) {
 		"short chunks":    {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{K}", []string{"200"}},
 		"nothing":         {"", []string{"502", "closed the connection"}},
 		"bare close":      {"HTTP/1.0 200 OK\r\n\r\nthe key is {K}", []string{"200", "the key is ", "[secret]"}},
+		"no content":      {"HTTP/1.1 204 {K}\r\nX-Echo: {K}\r\nContent-Length: 5\r\n\r\n{K}", []string{"204", "X-Echo: [secret]"}},
+		"not modified":    {"HTTP/1.1 304 {K}\r\nEtag: {K}\r\nContent-Length: 40\r\n\r\n{K}", []string{"304", "Etag: [secret]"}},
+		"two lengths":     {"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 40\r\n\r\nok{K}", []string{"502"}},
+		"length, chunks":  {"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n{K}", []string{"200", "ok"}},
+		"odd trailers":    {"HTTP/1.1 200 OK\r\nTrailer: Set-Cookie, X-{K}, X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nSet-Cookie: a=b\r\nX-{K}: x\r\nX-Sum: {K}\r\n\r\n", []string{"200", "ok", "X-Sum: [secret]"}},
+		"trailer, length": {"HTTP/1.1 200 OK\r\nTrailer: Content-Length\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nContent-Length: 9\r\n\r\n", []string{"502"}},
+		"hops":            {"HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Hop, Content-Type\r\nKeep-Alive: {K}\r\nProxy-Authenticate: {K}\r\nX-Hop: {K}\r\nContent-Length: 2\r\n\r\nok", []string{"200", "ok"}},
+		"long stream":     {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n" + "zz\r\n{K}", []string{"200"}},
 		"unasked":         {sized("", "ok") + "{W} {W}\r\n\r\n", []string{"200", "ok"}},
 	}
 	up := far(t, func(path string, conn net.Conn, k string) {
@@ -132,7 +140,7 @@ func TestD6WhatComesBackIsMasked(t *testing.T) {
 			}
 		}
 		whole := strings.HasSuffix(got, "0\r\n\r\n")
-		if cut := strings.HasPrefix(name, "short l") || name == "short chunks" || name == "not gzip"; cut && whole {
+		if cut := strings.HasPrefix(name, "short l") || name == "short chunks" || name == "not gzip" || name == "long stream"; cut && whole {
 			t.Errorf("%s: half an answer passes for a whole one: %.300q", name, got[max(0, len(got)-300):])
 		}
 		for _, form := range spelled(key) {
@@ -140,7 +148,7 @@ func TestD6WhatComesBackIsMasked(t *testing.T) {
 				t.Errorf("%s: the key came back: %.2000q", name, got)
 			}
 		}
-		for _, gone := range []string{"Set-Cookie", "Early Hints", "103 "} {
+		for _, gone := range []string{"Set-Cookie", "Early Hints", "103 ", "X-Hop", "Keep-Alive", "Proxy-Authenticate"} {
 			if strings.Contains(got, gone) {
 				t.Errorf("%s: %q came back", name, gone)
 			}
