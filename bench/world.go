@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -105,14 +106,19 @@ func (w *world) cliJSON(into any, args ...string) error {
 	return json.Unmarshal([]byte(text), into)
 }
 
-// seed stores credentials: each is the inside of one item of a seed file's list.
+// seed stores credentials: each is the inside of one item of a seed file's list. A file may not be longer than 1 MiB, so
+// many of them are several files.
 func (w *world) seed(items ...string) error {
 	path := filepath.Join(w.home, "seed.yaml")
-	if err := w.write(path, "credentials:\n  - {"+strings.Join(items, "}\n  - {")+"}\n"); err != nil {
-		return err
+	for part := range slices.Chunk(items, 2500) {
+		if err := w.write(path, "credentials:\n  - {"+strings.Join(part, "}\n  - {")+"}\n"); err != nil {
+			return err
+		}
+		if _, err := w.cli("seed", path); err != nil {
+			return err
+		}
 	}
-	_, err := w.cli("seed", path)
-	return err
+	return nil
 }
 
 // fakeKey is a credential of a usual size, with a limit of its own.

@@ -25,6 +25,7 @@ type Policy struct {
 
 // rule is one rule as the file wrote it. Empty clauses do not narrow.
 type rule struct {
+	allows      string // the Reason of a decision under it
 	name        string
 	identities  []string
 	credentials []string
@@ -151,18 +152,23 @@ func (u rule) grant(r Request, fileDefault, hardCap time.Duration) Decision {
 	max := tightest(u.maxTTL, or(c.MaxLeaseTTL, DefaultMaxTTL), hardCap, r.Narrowing.MaxTTL)
 	want := or(r.TTL, c.DefaultLeaseTTL, u.defaultTTL, fileDefault, DefaultLeaseTTL)
 	d := Decision{
-		Allow: true, Rule: u.name, Reason: fmt.Sprintf("rule %q allows it", u.name),
+		Allow: true, Rule: u.name, Reason: u.allows,
 		TTL: min(want, max), MaxTTL: max, Capped: r.TTL > max,
 		MaxLeases: c.MaxLeases, Deliveries: open,
 		Approval:         stricter(u.approval, c.Approval),
 		PurposeRequired:  u.purposeRequired,
 		KeepOnDisconnect: u.keepOnDisconnect || c.KeepOnDisconnect,
 	}
+	if d.Reason == "" {
+		d.Reason = allows(u.name)
+	}
 	if u.maxLeases > 0 {
 		d.Limit = &Limit{Rule: u.name, Max: u.maxLeases, Covers: u.covers}
 	}
 	return d
 }
+
+func allows(rule string) string { return fmt.Sprintf("rule %q allows it", rule) }
 
 // or returns the first duration that says something.
 func or(ds ...time.Duration) time.Duration {

@@ -163,6 +163,7 @@ func newHTTPHandler(o httpOptions) *httpHandler {
 	h.closing, h.stop = context.WithCancel(context.Background())
 	h.sessions = &sessionTable{now: o.Now, base: h.closing, attach: o.Attach, detach: h.detach, lapsed: h.lapsed,
 		byID: map[string]*httpSession{}, parties: map[string]*party{}}
+	h.MCP.Use(standIn)
 	h.streamable = h.newStreamable()
 
 	h.routes.HandleFunc("/mcp", h.senderKnown(h.serveMCP, http.MethodPost, http.MethodGet, http.MethodDelete))

@@ -9,6 +9,7 @@ import (
 	"log"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/mark3labs/mcp-go/mcp"
@@ -24,6 +25,9 @@ type httpCall struct {
 	principal identity.Principal
 	modern    bool
 	opened    *httpSession // initialize: the session that its answer will name
+
+	id    json.RawMessage             // of the request; nil: whatever comes, mcp-go encodes
+	plain atomic.Pointer[plainAnswer] // see standIn
 }
 
 type httpCallKey struct{}
@@ -72,7 +76,7 @@ func (h *httpHandler) postMCP(w http.ResponseWriter, r *http.Request, p identity
 	case m.Method == string(mcp.MethodInitialize):
 		h.initialize(w, r, p, m)
 	default:
-		h.postLegacy(w, r, p)
+		h.postLegacy(w, r, p, m)
 	}
 }
 
@@ -91,7 +95,7 @@ func (h *httpHandler) postModern(w http.ResponseWriter, r *http.Request, p ident
 		ctx, end = h.streamContext(r, p, h.closing)
 		defer end()
 	}
-	h.serveStreamable(w, r.WithContext(ctx), caller, &httpCall{principal: p, modern: true})
+	h.serveStreamable(w, r.WithContext(ctx), caller, &httpCall{principal: p, modern: true, id: m.ID})
 }
 
 func (h *httpHandler) initialize(w http.ResponseWriter, r *http.Request, p identity.Principal, m *httpMessage) {
@@ -109,7 +113,7 @@ func (h *httpHandler) initialize(w http.ResponseWriter, r *http.Request, p ident
 	}
 }
 
-func (h *httpHandler) postLegacy(w http.ResponseWriter, r *http.Request, p identity.Principal) {
+func (h *httpHandler) postLegacy(w http.ResponseWriter, r *http.Request, p identity.Principal, m *httpMessage) {
 	s, f := h.sessionOf(r, p)
 	if f != nil {
 		f.write(w)
@@ -121,7 +125,7 @@ func (h *httpHandler) postLegacy(w http.ResponseWriter, r *http.Request, p ident
 		return
 	}
 	defer s.leave()
-	h.serveStreamable(w, r, caller, &httpCall{principal: p})
+	h.serveStreamable(w, r, caller, &httpCall{principal: p, id: m.ID})
 }
 
 // listenMCP is the stream from server to client of a handshake session. When its last one closes, the holder left;
@@ -185,19 +189,22 @@ func (h *httpHandler) sessionOf(r *http.Request, p identity.Principal) (*httpSes
 func (h *httpHandler) serveStreamable(w http.ResponseWriter, r *http.Request, caller identity.Caller, call *httpCall) {
 	caller = sender(r, caller)
 	ctx := context.WithValue(identity.With(tools.Ending(r.Context(), h.closing), caller), httpCallKey{}, call)
-	h.streamable.ServeHTTP(neutralWriter{ResponseWriter: w, log: h.Log}, r.WithContext(ctx))
+	h.streamable.ServeHTTP(neutralWriter{ResponseWriter: w, log: h.Log, call: call}, r.WithContext(ctx))
 }
 
 // neutralWriter keeps the words of handlers and decoders out of JSON-RPC errors: see neutral. mcp-go writes a JSON
 // answer in one piece.
 type neutralWriter struct {
 	http.ResponseWriter
-	log zerolog.Logger
+	log  zerolog.Logger
+	call *httpCall
 }
 
 func (w neutralWriter) Write(p []byte) (int, error) {
 	out := p
-	if w.Header().Get("Content-Type") == "application/json" && bytes.Contains(p, []byte(`"error"`)) {
+	if real := w.call.realAnswer(p); real != nil {
+		out = real
+	} else if w.Header().Get("Content-Type") == "application/json" && bytes.Contains(p, []byte(`"error"`)) {
 		out = w.neutral(p)
 	}
 	if _, err := w.ResponseWriter.Write(out); err != nil {

@@ -247,8 +247,11 @@ func bound[In any](request mcp.CallToolRequest) (in In, err error) {
 }
 
 func answered(out any) (*mcp.CallToolResult, error) {
-	text, err := json.Marshal(out)
-	if err != nil {
+	var text []byte
+	var err error
+	if own, ok := out.(interface{ appendJSON([]byte) []byte }); ok {
+		text = own.appendJSON(make([]byte, 0, 1<<10))
+	} else if text, err = json.Marshal(out); err != nil {
 		return nil, fmt.Errorf("encoding the answer: %w", err)
 	}
 	return mcp.NewToolResultStructured(json.RawMessage(text), string(text)), nil

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/subtle"
 	"encoding/base64"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -46,7 +45,7 @@ func (b *Broker) List(_ context.Context, caller identity.Caller, r ListRequest) 
 	if found {
 		at++
 	}
-	page := Listing{Credentials: []Offer{}}
+	page := Listing{Credentials: make([]Offer, 0, min(r.Limit, len(b.ix.names)-at))}
 	for _, name := range b.ix.names[at:] {
 		c := b.ix.creds[name]
 		if !r.fits(c) {
@@ -77,14 +76,14 @@ func (r ListRequest) fits(c *credential) bool {
 	return r.Match == "" || policy.Glob(r.Match, c.rec.Name)
 }
 
+// offer shares the metadata of c's record, which is replaced and never changed.
 func offer(c *credential, d policy.Decision, caller identity.Caller, now time.Time) Offer {
-	o := Offer{Name: c.rec.Name, Type: c.rec.Type, State: c.state(), Metadata: maps.Clone(c.rec.Metadata),
+	o := Offer{Name: c.rec.Name, Type: c.rec.Type, State: c.state(), Metadata: c.rec.Metadata,
 		Deliveries: deliverable(d, c, caller), DefaultTTL: d.TTL, MaxTTL: d.MaxTTL, MaxLeases: d.MaxLeases,
-		LeasesInUse: c.leases.live(now), Approval: d.Approval, RotationDue: c.rotationDue(now), YourLeases: []OwnLease{}}
+		LeasesInUse: c.leases.live(now), Approval: d.Approval, RotationDue: c.rotationDue(now), YourLeases: ownLeases(c.leases, caller.Principal, now)}
 	if len(o.Deliveries) > 0 {
 		o.Usual = usual(o.Deliveries, c)
 	}
-	o.YourLeases = append(o.YourLeases, ownLeases(c.leases, caller.Principal, now)...)
 	return o
 }
 
