@@ -80,10 +80,11 @@ func (r ListRequest) fits(c *credential) bool {
 func offer(c *credential, d policy.Decision, caller identity.Caller, now time.Time) Offer {
 	o := Offer{Name: c.rec.Name, Type: c.rec.Type, State: c.state(), Metadata: c.rec.Metadata,
 		Deliveries: deliverable(d, c, caller), DefaultTTL: d.TTL, MaxTTL: d.MaxTTL, MaxLeases: d.MaxLeases,
-		LeasesInUse: c.leases.live(now), Approval: d.Approval, RotationDue: c.rotationDue(now), YourLeases: ownLeases(c.leases, caller.Principal, now)}
+		LeasesInUse: c.leases.live(now), Approval: d.Approval, RotationDue: c.rotationDue(now), YourLeases: []OwnLease{}}
 	if len(o.Deliveries) > 0 {
 		o.Usual = usual(o.Deliveries, c)
 	}
+	o.YourLeases = append(o.YourLeases, ownLeases(c.leases, caller.Principal, now)...)
 	return o
 }
 
