@@ -8,11 +8,8 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
-	"maps"
-	"reflect"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -45,10 +42,11 @@ type Options struct {
 
 // NewServer returns the MCP server with the three tools.
 func NewServer(o Options) *mcpserver.MCPServer {
-	s := mcpserver.NewMCPServer("keylease", o.Version, append(Checks(),
+	s := mcpserver.NewMCPServer("keylease", o.Version, append(strictSchemas(),
 		mcpserver.WithToolCapabilities(false),
 		mcpserver.WithInstructions(instructions),
 		mcpserver.WithToolHandlerMiddleware(recovered(o.Log)),
+		mcpserver.WithToolHandlerMiddleware(checked),
 	)...)
 	if o.patience == 0 {
 		o.patience = patience
@@ -60,18 +58,18 @@ func NewServer(o Options) *mcpserver.MCPServer {
 	return s
 }
 
-// Checks are mcp-go's own checks of arguments, with our words for what they refuse. This is the only place that
-// configures them: whatever is served in the place of the three tools passes through the same. Results are not held
-// against their schemas at each call, which took a seventh of a lease and a third of a list: schema and result come of one
-// type, and every answer that the tests get passes through mcp-go's check.
+// Checks are mcp-go's own checks of arguments, with our words for what they refuse, for whatever is served in the place of
+// the three tools. Those check their arguments themselves, by the same rules (see misfit): mcp-go encodes and decodes them anew
+// for it. Results are not held against their schemas at each call, which took a seventh of a lease and a third of a list:
+// schema and result come of one type, and every answer that the tests get passes through mcp-go's check.
 func Checks() []mcpserver.ServerOption {
+	return append(strictSchemas(), mcpserver.WithInputSchemaValidation())
+}
+
+func strictSchemas() []mcpserver.ServerOption {
 	hooks := &mcpserver.Hooks{}
 	hooks.AddAfterCallTool(rewriteValidation)
-	return []mcpserver.ServerOption{
-		mcpserver.WithInputSchemaValidation(),
-		mcpserver.WithStrictInputSchemaDefault(),
-		mcpserver.WithHooks(hooks),
-	}
+	return []mcpserver.ServerOption{mcpserver.WithStrictInputSchemaDefault(), mcpserver.WithHooks(hooks)}
 }
 
 // ScopeOf returns the scope that a call of a tool wants of its caller's token, and its name; none where it wants none.
@@ -99,58 +97,12 @@ func rewriteValidation(_ context.Context, _ any, request *mcp.CallToolRequest, r
 			text += t.Text
 		}
 	}
-	if why, ok := strings.CutPrefix(text, "input schema validation failed: "); ok {
-		*r = *refused(&lease.Refusal{Code: lease.InvalidArgument, Message: lease.CleanText(misfit(request, why), 600),
-			Hint: "Correct the arguments as the tool's input schema says and call again. Who you are is never an argument."})
+	if strings.HasPrefix(text, "input schema validation failed: ") {
+		*r = *refused(misfitting(misfit(request)))
 		return
 	}
 	*r = *refused(&lease.Refusal{Code: lease.Internal, ID: newFaultID(), Message: "keylease could not answer this call",
 		Hint: "Tell the operator; the daemon's log has the details."})
-}
-
-// misfit says what is wrong with the arguments of a call. why is the validator's own account, which names places but
-// prints Go structs: it serves only where we see nothing ourselves.
-func misfit(request *mcp.CallToolRequest, why string) string {
-	takes := arguments[request.Params.Name]
-	given := request.GetArguments()
-	for _, name := range slices.Sorted(maps.Keys(given)) {
-		if !slices.Contains(takes, name) {
-			return fmt.Sprintf("%s has no argument %s; it takes %s", request.Params.Name, likeArgument(name), strings.Join(takes, ", "))
-		}
-	}
-	for _, name := range takes {
-		if strings.Contains(why, "/"+name+": ") || strings.Contains(why, "/"+name+"/") {
-			return fmt.Sprintf("the argument %s is not of the type that the input schema says", name)
-		}
-		if strings.Contains(why, "Missing:["+name+"]") {
-			return fmt.Sprintf("the argument %s is missing", name)
-		}
-	}
-	return "the arguments do not fit the tool's input schema"
-}
-
-// likeArgument is the name of an argument that there is not, where it looks like one. Anything else may be a key that was
-// pasted in the wrong place, and is not repeated.
-func likeArgument(name string) string {
-	if len(name) > 24 || strings.Trim(strings.ToLower(name), "abcdefghijklmnopqrstuvwxyz_") != "" {
-		return "of the name that was given"
-	}
-	return strconv.Quote(name)
-}
-
-// arguments are what each tool takes, in the order of its schema.
-var arguments = map[string][]string{
-	"lease_credential": fields[leaseArgs](),
-	"list_credentials": fields[listArgs](),
-	"release_lease":    fields[releaseArgs](),
-}
-
-func fields[T any]() (names []string) {
-	for f := range reflect.TypeFor[T]().Fields() {
-		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-		names = append(names, name)
-	}
-	return names
 }
 
 // outputSchema is the schema of T, with one type for each value: clients that map schemas onto a dialect without lists
