@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 )
 
 // ExportFile is an export to be read. It is opened twice.
@@ -88,7 +89,7 @@ func (r ExportReport) failed(x *exportReader, err error) (ExportReport, error) {
 	case errors.As(err, &bad):
 		r.FirstBad, r.Problem = bad.seq, bad.problem
 	case errors.Is(err, ErrIntegrity):
-		r.Problem = err.Error()
+		r.Problem = strings.TrimPrefix(err.Error(), ErrIntegrity.Error()+": ") // it is about a file, not the store
 	default:
 		return r, fmt.Errorf("reading %s: %w", x.Name, err)
 	}

@@ -7,7 +7,7 @@ import (
 
 // Disk is what the store takes of the disk, and whether Badger keeps up with merging its tables.
 type Disk struct {
-	Bytes   int64  `json:"bytes"`             // tables and logs, as Badger saw it within the last minute
+	Bytes   int64  `json:"bytes"`             // tables, and logs as Badger saw them within the last minute
 	Tables  int    `json:"tables"`            // in all levels
 	Waiting int    `json:"waiting"`           // of them in level 0: they wait to be merged into the others
 	Stale   int64  `json:"stale_bytes"`       // in tables, of what was replaced: merging gives it back
@@ -23,9 +23,10 @@ const (
 
 // Disk reads it from memory: no file is touched.
 func (s *Store) Disk() Disk {
-	tables, logs := s.db.Size()
-	d := Disk{Bytes: tables + logs}
+	_, logs := s.db.Size() // its tables are those of a minute ago
+	d := Disk{Bytes: logs}
 	for _, l := range s.db.Levels() {
+		d.Bytes += l.Size
 		d.Tables += l.NumTables
 		d.Stale += l.StaleDatSize
 		if l.Level == 0 {

@@ -28,8 +28,9 @@ func checkFiles(dir string, used bool) error {
 	case err != nil:
 		return err
 	}
-	if _, err := os.Lstat(filepath.Join(dir, "KEYREGISTRY")); used && errors.Is(err, fs.ErrNotExist) { // it panics
-		return fmt.Errorf("%w: %s is missing", ErrIntegrity, filepath.Join(dir, "KEYREGISTRY"))
+	registry, err := os.Lstat(filepath.Join(dir, "KEYREGISTRY"))
+	if used && (errors.Is(err, fs.ErrNotExist) || err == nil && registry.Size() == 0) { // it panics
+		return fmt.Errorf("%w: %s is missing or empty", ErrIntegrity, filepath.Join(dir, "KEYREGISTRY"))
 	}
 	return checkTables(dir)
 }

@@ -6,6 +6,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -39,6 +41,9 @@ are not in it either. What is destroyed later stays in backups made before. keyl
 			}
 			if _, err := os.Lstat(to); !errors.Is(err, fs.ErrNotExist) {
 				return backupExists(to, err)
+			}
+			if err := a.placeFor(to); err != nil {
+				return err
 			}
 			return a.withAdmin(func(c *server.AdminClient) error {
 				b, err := writeBackup(to, func(out io.Writer) (store.Backup, error) { return c.Backup(cmd.Context(), out) })
@@ -79,6 +84,33 @@ func backupExists(path string, err error) error {
 		return fmt.Errorf("looking at %s: %w", path, err)
 	}
 	return fail(exitConflict, "choose another name, or remove it first", "there is something at %s already", terminal(path))
+}
+
+// placeFor refuses a file in a folder that is not there, and in the data folder: what is there is lost with the store that
+// the file is kept for.
+func (a *app) placeFor(path string) error {
+	s, err := a.settings(true)
+	if err != nil {
+		return err
+	}
+	folder, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fail(exitNotFound, "make it first, or name another", "there is no folder %s", terminal(filepath.Dir(path)))
+	}
+	if err != nil {
+		return nil // who makes the file says it
+	}
+	data, err := filepath.EvalSymlinks(s.Data)
+	if err != nil {
+		return nil // a daemon of somewhere else
+	}
+	if folder, err = filepath.Abs(folder); err != nil {
+		return err
+	}
+	if folder == data || strings.HasPrefix(folder, data+string(filepath.Separator)) {
+		return usagef("name one elsewhere, on another disk if there is one", "%s lies in the data folder, and would be lost with it", terminal(path))
+	}
+	return nil
 }
 
 // writeBackup makes path for us alone, whole and on disk, or not at all.

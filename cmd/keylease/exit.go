@@ -117,11 +117,11 @@ func classify(err error) (code int, hint string) {
 	case errors.Is(err, store.ErrNothingLost):
 		return exitUsage, "start it without --accept-loss"
 	case errors.Is(err, store.ErrKeycheck):
-		return exitIntegrity, "nothing is lent until the file is put back"
+		return exitIntegrity, "nothing is lent until the file is put back, as it was, or you move the data folder away and bring back a backup: keylease restore FILE"
 	case errors.Is(err, store.ErrBackup):
 		return exitIntegrity, ""
 	case errors.Is(err, store.ErrIntegrity):
-		return exitIntegrity, "nothing is lent until the folder is restored from a backup, or you go on with what is left: keylease serve --accept-loss, which ends all leases and disables all tokens"
+		return exitIntegrity, "nothing is lent until you move the data folder away and bring back a backup (keylease restore FILE), or go on with what is left: keylease serve --accept-loss, which ends all leases and disables all tokens"
 	case errors.Is(err, store.ErrNoStore):
 		return exitNotFound, "keylease init makes one"
 	case errors.Is(err, store.ErrFolder):

@@ -55,6 +55,9 @@ func (a *app) mcp(ctx context.Context, as string, standalone bool) error {
 			if s.explicitKey {
 				path = s.RootKeyFile
 			}
+			if anchored(s) > 0 {
+				a.sayf("keylease: warning: there is no store in %s, and %s", terminal(s.Data), anchoredElsewhere(s))
+			}
 			a.sayf("keylease: there is no store in %s yet: the first request makes one; keep a copy of %s elsewhere", terminal(s.Data), terminal(path))
 		}
 		defer slim()()

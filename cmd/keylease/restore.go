@@ -171,6 +171,9 @@ func (r restored) tell(w io.Writer, s settings) {
 	default:
 		fmt.Fprintf(w, "leases       %d ended, %d open approvals too\n", r.Stock.Leases, r.Stock.Approvals)
 	}
+	if s.explicitKey {
+		fmt.Fprintf(w, "root key     %s: keylease looks for it there from now on\n", terminal(s.RootKeyFile))
+	}
 	if r.KeptTokens {
 		fmt.Fprintf(w, "tokens       %d kept, as they were: one that was revoked since works again\n", r.Stock.Tokens)
 	} else {
@@ -182,7 +185,7 @@ func (r restored) tell(w io.Writer, s settings) {
 	case r.Known.Epoch != r.Backup.Epoch:
 		fmt.Fprintf(w, "missing      not known: the store was restored, or a loss accepted, since the backup was made\n")
 	case r.Missing > 0:
-		fmt.Fprintf(w, "missing      %d events that came after the backup, until about %s\n", r.Missing, moment(r.Known.Until))
+		fmt.Fprintf(w, "missing      %s that came after the backup, until about %s\n", plural(int(r.Missing), "event"), moment(r.Known.Until))
 	default:
 		fmt.Fprintf(w, "missing      nothing that the anchor beside the root key knows of\n")
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"time"
 
@@ -76,6 +77,9 @@ func (a *app) export(ctx context.Context, c *server.AdminClient, x export) error
 	if err != nil {
 		return err
 	}
+	if err := a.placeFor(path); err != nil {
+		return err
+	}
 	r, err := writeExport(ctx, path, func(w io.Writer) error { return c.Export(ctx, w, x.since, x.rest) })
 	if err != nil {
 		return err
@@ -138,9 +142,17 @@ func writeExport(ctx context.Context, path string, write func(io.Writer) error) 
 
 func exportFiles(paths ...string) (files []store.ExportFile) {
 	for _, path := range paths {
-		files = append(files, store.ExportFile{Name: path, Open: func() (io.ReadCloser, error) { return os.Open(path) }})
+		files = append(files, store.ExportFile{Name: path, Open: func() (io.ReadCloser, error) { return openExport(path) }})
 	}
 	return files
+}
+
+func openExport(path string) (io.ReadCloser, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fail(exitNotFound, "", "there is no such file")
+	}
+	return f, err
 }
 
 func (a *app) auditConfirmCommand() *cobra.Command {
@@ -184,9 +196,22 @@ func (a *app) auditStatusCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.print(s, func(w io.Writer) { trailStatus(w, s) })
+				return a.print(s, func(w io.Writer) {
+					trailStatus(w, s)
+					if own, err := a.settings(true); err == nil && a.flags.socket == "" && keepText(own.keepTrail) != s.Keep {
+						fmt.Fprintf(w, "note      %s says audit.keep: %q; the daemon took what it said when it started, and takes this at its next start\n", terminal(own.configFile), keepText(own.keepTrail))
+					}
+				})
 			})
 		}}
+}
+
+// keepText is how a daemon tells what it keeps.
+func keepText(d time.Duration) string {
+	if d == 0 {
+		return ""
+	}
+	return ttl.Format(d)
 }
 
 func trailStatus(w io.Writer, s lease.TrailStatus) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -69,6 +70,9 @@ func (a *app) withAdmin(do func(*server.AdminClient) error) error {
 	err = do(c)
 	switch {
 	case absent && !a.makes && errors.Is(err, server.ErrUnreachable):
+		if stores := anchored(s); stores > 0 {
+			return fail(exitNotFound, anchoredElsewhere(s)+"; keylease init makes a new, empty one", "there is no keylease store in %s", s.Data)
+		}
 		return fail(exitNotFound, "keylease init makes one; or name the daemon's socket: --socket "+adminSocket, "there is no keylease store in %s", s.Data)
 	case absent && !noStore(s):
 		a.tellMade(s)
@@ -82,8 +86,26 @@ func noStore(s settings) bool {
 	return errors.Is(err, store.ErrNoStore)
 }
 
+// anchored is how many stores have an anchor here.
+func anchored(s settings) int {
+	found, err := filepath.Glob(filepath.Join(s.anchor(), "anchor.????????"))
+	if err != nil {
+		return 0 // the folder has a name that reads as a bad pattern
+	}
+	return len(found)
+}
+
+// anchoredElsewhere is for who lost a data folder, or a disk that was not mounted: an empty store in its place is no loss
+// that any check could find.
+func anchoredElsewhere(s settings) string {
+	return fmt.Sprintf("%s holds the anchor of another store: if that was here, stop keylease, mount its disk or put its folder back, or bring back a backup (keylease restore FILE)", terminal(s.anchor()))
+}
+
 // tellMade says that a store was made on the way: nobody asked for it by name, and without its key it is lost.
 func (a *app) tellMade(s settings) {
+	if anchored(s) > 1 { // its own is one
+		a.sayf("keylease: warning: this store is new and empty; %s", anchoredElsewhere(s))
+	}
 	source, _, err := a.keySource(s)
 	if err != nil {
 		return
