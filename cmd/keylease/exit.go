@@ -100,6 +100,9 @@ func classify(err error) (code int, hint string) {
 	case errors.As(err, &port):
 		return exitConflict, "choose another with --http 127.0.0.1:PORT, or turn it off with --http off"
 	case errors.As(err, &start): // its words are the daemon's own, hint included
+		if start.LastLine == "" && start.Code > exitOK { // on a full disk its log takes no word
+			return start.Code, "see whether the data folder's disk is full; keylease serve in a terminal says why it does not start"
+		}
 		if _, hint, _ := strings.Cut(start.LastLine, startHint); start.Code > exitOK {
 			return start.Code, hint
 		}
