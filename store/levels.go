@@ -27,10 +27,6 @@ func (s *Store) Disk() Disk {
 		return Disk{}
 	}
 	defer s.open.RUnlock()
-	if s.torn.Load() || !s.open.TryRLock() {
-		return Disk{}
-	}
-	defer s.open.RUnlock()
 	_, logs := s.db.Size() // its tables are those of a minute ago
 	d := Disk{Bytes: logs}
 	for _, l := range s.db.Levels() {

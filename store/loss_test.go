@@ -117,6 +117,17 @@ func TestDamageIsFoundNamedLeftAndAccepted(t *testing.T) {
 			}
 			return os.Truncate(path, info.Size()-1)
 		}, "the MANIFEST does not name 000", all},
+		{"the MANIFEST is cut after a kill", true, func(t *testing.T, o Options) error { // the end of the trail is in the log
+			path := newest(t, o, "MANIFEST")
+			info, err := os.Stat(path)
+			if err != nil {
+				return err
+			}
+			return os.Truncate(path, info.Size()-1)
+		}, "the MANIFEST does not name 000", all},
+		{"the MANIFEST is cut to its first bytes after a kill", true, func(t *testing.T, o Options) error {
+			return os.Truncate(newest(t, o, "MANIFEST"), 8)
+		}, "the MANIFEST does not name 000", all},
 		{"the MANIFEST is empty", true, func(t *testing.T, o Options) error { return os.Truncate(newest(t, o, "MANIFEST"), 0) }, "MANIFEST", all},
 		{"garbage for the MANIFEST", true, func(t *testing.T, o Options) error { return garbage(newest(t, o, "MANIFEST")) }, "MANIFEST", all},
 		{"KEYREGISTRY is gone", false, func(t *testing.T, o Options) error { return os.Remove(newest(t, o, "KEYREGISTRY")) }, "KEYREGISTRY", all},

@@ -38,6 +38,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -201,6 +202,11 @@ func openChecked(o Options, anew bool, check func(*Store) error) (*Store, error)
 	if err = check(s); errors.Is(err, errMissing) {
 		err = withSuspects(err, safety.safe)
 	}
+	if lost := unnamed(safety.safe); err == nil && !anew && len(lost) > 0 { // Badger has removed them; the copy has not
+		if err = s.begins(); err != nil {
+			err = fmt.Errorf("%w (%s: %s)", err, safety.dir, strings.Join(lost, "; "))
+		}
+	}
 	if err == nil {
 		err = s.resumeRotation()
 	}
@@ -214,6 +220,15 @@ func openChecked(o Options, anew bool, check func(*Store) error) (*Store, error)
 		return nil, errors.Join(err, db.Close(), asItWas(safety, o.Log), a.close())
 	}
 	return s, nil
+}
+
+// begins reads the first group of the trail: a table that was lost may have held it.
+func (s *Store) begins() error {
+	enough := errors.New("enough")
+	if err := s.Entries(context.Background(), 0, func(*Entry) error { return enough }); !errors.Is(err, enough) {
+		return err
+	}
+	return nil
 }
 
 // readHead reads the end of the trail from the disk and holds it against the anchor and the signed head.

@@ -33,7 +33,8 @@ const trialName = "store.trial"
 
 // tried is what a trial found. It needs no key: what it says is only believed where it is bad news.
 type tried struct {
-	End uint64 `json:"end"` // the last event, as the header of the last group says
+	End uint64 `json:"end"`           // the last event, as the header of the last group says
+	Gap uint64 `json:"gap,omitempty"` // the first event that is missing behind others; looked for where tables are not named
 }
 
 // trial opens a copy of the database in another process. Caller has the lock of the folder that is copied.
@@ -70,6 +71,9 @@ func trial(o Options, known anchored) error {
 	if found.End < known.seq {
 		return withSuspects(missingEvents(found.End, known.seq, "the anchor outside the data folder"), storeDir(o.Dir))
 	}
+	if found.Gap > 0 {
+		return withSuspects(fmt.Errorf("%w: event %d: it is missing", ErrIntegrity, found.Gap), storeDir(o.Dir))
+	}
 	return nil
 }
 
@@ -97,17 +101,20 @@ func TryOut(dir string, w io.Writer) error {
 		return fmt.Errorf("%s is no copy made for a trial", dir)
 	}
 	privateFiles()
+	whole := len(unnamed(dir)) > 0 // Badger removes them
 	db, err := badger.Open(trialOptions(dir, zerolog.Nop()))
 	if err != nil {
 		return badgerError(fmt.Errorf("opening %s: %w", dir, err))
 	}
-	return tell(db, w) // its death closes it
+	return tell(db, whole, w) // its death closes it
 }
 
-func tell(db *badger.DB, w io.Writer) error {
+func tell(db *badger.DB, whole bool, w io.Writer) error {
 	var found tried
 	err := db.View(func(txn *badger.Txn) (err error) {
-		found.End, err = lastByHeader(txn)
+		if found.End, err = lastByHeader(txn); err == nil && whole {
+			found.Gap, err = gapByHeaders(txn)
+		}
 		return err
 	})
 	if err != nil {
@@ -124,12 +131,13 @@ func holdHere(_ context.Context, dir string) (out []byte, err error) {
 			err = fmt.Errorf("%w: %v", ErrDied, p)
 		}
 	}()
+	whole := len(unnamed(dir)) > 0
 	db, err := badger.Open(trialOptions(dir, zerolog.Nop()))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDied, badgerError(err))
 	}
 	var said bytes.Buffer
-	err = tell(db, &said)
+	err = tell(db, whole, &said)
 	return said.Bytes(), errors.Join(err, (&Store{db: db}).closeDB())
 }
 
@@ -155,4 +163,29 @@ func lastByHeader(txn *badger.Txn) (end uint64, err error) {
 		return nil
 	})
 	return end, err
+}
+
+// gapByHeaders is the first event that no group holds though one before it and one behind it do; 0: there is none. A
+// table that goes because no MANIFEST names it may have held events from the middle.
+func gapByHeaders(txn *badger.Txn) (gap uint64, err error) {
+	it := txn.NewIterator(badger.IteratorOptions{Prefix: groupPrefix()})
+	defer it.Close()
+	next := uint64(0)
+	for it.Rewind(); it.Valid(); it.Next() {
+		first := groupSeq(it.Item().Key())
+		if next != 0 && first > next {
+			return next, nil
+		}
+		err = it.Item().Value(func(b []byte) error {
+			if len(b) < groupHeader {
+				return errGroup
+			}
+			next = first + uint64(binary.BigEndian.Uint16(b[17:]))
+			return nil
+		})
+		if err != nil {
+			return 0, err
+		}
+	}
+	return 0, nil
 }

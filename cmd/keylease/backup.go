@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -43,7 +42,7 @@ are not in it either. What is destroyed later stays in backups made before. keyl
 			if _, err := os.Lstat(to); !errors.Is(err, fs.ErrNotExist) {
 				return backupExists(to, err)
 			}
-			if err := a.notInData(to); err != nil {
+			if err := a.placeFor(to); err != nil {
 				return err
 			}
 			return a.withAdmin(func(c *server.AdminClient) error {
@@ -87,28 +86,19 @@ func backupExists(path string, err error) error {
 	return fail(exitConflict, "choose another name, or remove it first", "there is something at %s already", terminal(path))
 }
 
-// noFolder says it in its own words where the folder that path is to be made in is missing, or takes no file.
-func noFolder(path string, err error) error {
-	folder := filepath.Dir(path)
-	var at *fs.PathError
-	if !errors.As(err, &at) || at.Op != "open" || filepath.Dir(at.Path) != folder || errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
-		return fail(exitNotFound, "make it first, or name another", "there is no folder %s", terminal(folder))
-	}
-	return fmt.Errorf("writing into %s: %w", terminal(folder), at.Err) // the hidden file's name says nothing to anybody
-}
-
-// notInData refuses a file in the data folder: what is there is lost with the store that the file is kept for.
-func (a *app) notInData(path string) error {
+// placeFor refuses a file in a folder that is not there, and in the data folder: what is there is lost with the store that
+// the file is kept for.
+func (a *app) placeFor(path string) error {
 	s, err := a.settings(true)
 	if err != nil {
 		return err
 	}
 	folder, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fail(exitNotFound, "make it first, or name another", "there is no folder %s", terminal(filepath.Dir(path)))
+	}
 	if err != nil {
-		return nil // noFolder says it
+		return nil // who makes the file says it
 	}
 	data, err := filepath.EvalSymlinks(s.Data)
 	if err != nil {
@@ -132,5 +122,5 @@ func writeBackup(path string, fill func(io.Writer) (store.Backup, error)) (b sto
 	if errors.Is(err, fs.ErrExist) {
 		return b, backupExists(path, nil)
 	}
-	return b, noFolder(path, err)
+	return b, err
 }

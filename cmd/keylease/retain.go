@@ -77,7 +77,7 @@ func (a *app) export(ctx context.Context, c *server.AdminClient, x export) error
 	if err != nil {
 		return err
 	}
-	if err := a.notInData(path); err != nil {
+	if err := a.placeFor(path); err != nil {
 		return err
 	}
 	r, err := writeExport(ctx, path, func(w io.Writer) error { return c.Export(ctx, w, x.since, x.rest) })
@@ -135,7 +135,7 @@ func writeExport(ctx context.Context, path string, write func(io.Writer) error) 
 		return err
 	})
 	if err != nil {
-		return none, noFolder(path, err)
+		return none, err
 	}
 	return r, nil
 }
