@@ -18,6 +18,7 @@ const (
 	EventLeaseCreated      Event = "lease.created"
 	EventLeaseRenewed      Event = "lease.renewed"
 	EventLeaseOrphaned     Event = "lease.orphaned"
+	EventLeasesOrphaned    Event = "leases.orphaned" // a daemon began: all that was bound to sessions of the one before
 	EventLeaseAdopted      Event = "lease.adopted"
 	EventLeaseUsed         Event = "lease.used"
 	EventLeaseReleased     Event = "lease.released"
@@ -68,6 +69,7 @@ var rows = [...]row{
 	{EventLeaseCreated, []string{"delivery", "expires_at", "max_expires_at", "ttl", "ttl_capped", "rule", "policy_hash", "transport", "keep_on_disconnect", "peer", "uid", "handle", "approval_id"}},
 	{EventLeaseRenewed, []string{"expires_at", "max_expires_at", "ttl", "ttl_capped", "rule", "policy_hash"}},
 	{EventLeaseOrphaned, []string{"ends_at", "reason"}},
+	{EventLeasesOrphaned, []string{"leases", "ends_at", "reason"}},
 	{EventLeaseAdopted, []string{"session"}},
 	{EventLeaseUsed, []string{"delivery", "phase", "method", "path", "program", "origin", "status", "bytes_in", "bytes_out", "duration_ms", "reason", "peer"}},
 	{EventLeaseReleased, endFields[:]},

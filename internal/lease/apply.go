@@ -40,6 +40,8 @@ func (ix *index) apply(e *store.Entry, rec any) error {
 		ix.applyToken(e, rec)
 	case store.EventLeasesEnded:
 		ix.applyLeasesEnded(e)
+	case store.EventLeasesOrphaned:
+		ix.applyLeasesOrphaned(e)
 	case store.EventServerFrozen:
 		ix.frozen = &Frozen{Since: e.Time, Reason: e.Details.Get("reason")}
 	case store.EventServerThawed:
@@ -185,6 +187,18 @@ func (ix *index) applyLease(e *store.Entry) error {
 	}
 	heap.Fix(&ix.due, l.at)
 	return nil
+}
+
+// applyLeasesOrphaned orphans all that is bound to a session. The heap is made anew: to mend it lease by lease would
+// take log n for each.
+func (ix *index) applyLeasesOrphaned(e *store.Entry) {
+	ends := detailTime(e, "ends_at")
+	for _, l := range ix.leases {
+		if l.session != "" && l.live(e.Time) {
+			l.session, l.orphanEnd = "", ends
+		}
+	}
+	heap.Init(&ix.due)
 }
 
 func (ix *index) applyCreated(e *store.Entry) error {

@@ -275,7 +275,11 @@ func TestRestartOrphansAndTheReturningHolderAdopts(t *testing.T) {
 	unbound := a
 	unbound.Session = "" // modern HTTP
 	h := w.lease(unbound, "openai")
+	w.lease(w.agent("b"), "openai")
 	w.restart(false)
+	if all, each := w.told(store.EventLeasesOrphaned), w.told(store.EventLeaseOrphaned); all != 1 || each != 0 {
+		t.Errorf("%d Entries for all that was left, and %d for each: there is to be one", all, each)
+	}
 	again := w.agent("a")
 	w.value(again, g.LeaseID)
 	w.restart(true)

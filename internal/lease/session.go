@@ -3,6 +3,7 @@ package lease
 import (
 	"context"
 	"maps"
+	"strconv"
 	"time"
 
 	"keylease/internal/identity"
@@ -129,26 +130,21 @@ func (b *Broker) orphan(l *lease, now time.Time, reason string) (written, error)
 	return b.submit(store.Change{Entry: e}, nil)
 }
 
-// orphanAll is for a start: no session of the previous run is alive. Caller holds mu.
+// orphanAll is for a start: no session of the previous run is alive. That is one Entry, however many leases they left:
+// one for each would be a hundred thousand before the first caller is answered. Caller holds mu.
 func (b *Broker) orphanAll() error {
-	now := b.now()
-	var all []written
+	now, bound := b.now(), 0
 	for _, l := range b.ix.leases {
-		if l.session == "" || !l.live(now) {
-			continue
-		}
-		w, err := b.orphan(l, now, "daemon restarted")
-		if err != nil {
-			return err
-		}
-		all = append(all, w)
-	}
-	for _, w := range all {
-		if _, err := b.settleLocked(w); err != nil {
-			return err
+		if l.session != "" && l.live(now) {
+			bound++
 		}
 	}
-	return nil
+	if bound == 0 {
+		return nil
+	}
+	_, err := b.change(store.Change{Entry: store.Entry{Event: store.EventLeasesOrphaned, Time: now, Details: store.DetailsOf(
+		"leases", strconv.Itoa(bound), "ends_at", stamp(now.Add(b.cfg.Grace)), "reason", "daemon restarted")}}, nil)
+	return err
 }
 
 // meetSessions is for after a rebuild: sessions that came or ended while nothing could be recorded are met with what

@@ -19,6 +19,7 @@ type history struct {
 	renewed   []string
 	orphanEnd time.Time // zero while somebody holds it
 	heldSince uint64    // seq since which somebody does
+	bound     bool      // to a session, dead or alive
 	cut       bool      // all that its holder had was ended
 	end       entry     // the terminal one; Seq 0 without
 }
@@ -41,18 +42,24 @@ func histories(all []entry) (of map[string]*history, started uint64) {
 		case e.Event == "server.started":
 			started = e.Seq
 		case e.Event == "lease.created":
-			of[e.LeaseID] = &history{made: e, expires: e.Details["expires_at"], heldSince: e.Seq}
+			of[e.LeaseID] = &history{made: e, expires: e.Details["expires_at"], heldSince: e.Seq, bound: e.Identity.Session != "" && e.Details["keep_on_disconnect"] != "true"}
 		case e.Event == "identity.leases_ended":
 			for _, h := range of {
 				h.cut = h.cut || h.end.Seq == 0 && h.made.Identity.Name == e.Details["identity"] &&
 					(e.Details["token_id"] == "" || h.made.Identity.By == "token:"+e.Details["token_id"])
+			}
+		case e.Event == "leases.orphaned": // what nobody holds already stays as it is
+			for _, h := range of {
+				if h.bound && !h.cut && h.end.Seq == 0 && h.orphanEnd.IsZero() && h.due().After(e.Time) {
+					h.orphanEnd, _ = time.Parse(time.RFC3339Nano, e.Details["ends_at"])
+				}
 			}
 		case h == nil:
 		case e.Event == "lease.renewed":
 			h.expires = e.Details["expires_at"]
 			h.renewed = append(h.renewed, h.expires)
 			if !h.orphanEnd.IsZero() {
-				h.orphanEnd, h.heldSince = time.Time{}, e.Seq
+				h.orphanEnd, h.heldSince, h.bound = time.Time{}, e.Seq, e.Identity.Session != ""
 			}
 		case e.Event == "lease.adopted":
 			h.orphanEnd, h.heldSince = time.Time{}, e.Seq

@@ -18,6 +18,7 @@ type entry struct {
 		Name       string `json:"name"`
 		Proof      string `json:"proof"`
 		By         string `json:"by"`
+		Session    string `json:"session"`
 		ClientName string `json:"client_name"`
 	} `json:"identity"`
 	Credential   string            `json:"credential"`
