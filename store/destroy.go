@@ -21,7 +21,9 @@ func (s *Store) Destroy(versions []ValueRef) error {
 			prefixes = append(prefixes, in.next.dataKey(at))
 		}
 	}
-	if err := s.db.DropPrefix(prefixes...); err != nil {
+	err := s.db.DropPrefix(prefixes...)
+	s.values.drop() // after it: what was read meanwhile goes too
+	if err != nil {
 		return fmt.Errorf("destroying %d versions: %w", len(versions), err)
 	}
 	return nil

@@ -194,7 +194,9 @@ func (s *Store) FinishRotation() error {
 
 // dropGeneration removes the data keys of a generation, and the mark. Caller holds disk.
 func (s *Store) dropGeneration(generation uint32) error {
-	if err := s.db.DropPrefix((&rootKeys{generation: generation}).dataKeys()); err != nil {
+	err := s.db.DropPrefix((&rootKeys{generation: generation}).dataKeys())
+	s.values.drop()
+	if err != nil {
 		return fmt.Errorf("removing what was wrapped under root key %d: %w", generation, err)
 	}
 	return s.write([]write{{key: []byte(rotationKey)}})
