@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -89,14 +90,19 @@ func (h *house) close() error {
 func policyFile(path string) func(string) lease.PolicyRead {
 	return func(prev string) lease.PolicyRead {
 		r := lease.PolicyRead{Name: path}
-		info, err := os.Lstat(path)
-		if err != nil {
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
 			r.Err = fs.ErrNotExist
 			return r
 		}
-		if r.Stamp = fmt.Sprint(info.Size(), info.ModTime().UnixNano()); r.Stamp != prev {
-			r.Data, r.Err = os.ReadFile(path)
+		var b [64]byte
+		stamp := strconv.AppendInt(append(strconv.AppendInt(b[:0], st.Size, 36), ' '), st.Ctim.Nano(), 36)
+		if string(stamp) == prev {
+			r.Stamp = prev
+			return r
 		}
+		r.Stamp = string(stamp)
+		r.Data, r.Err = os.ReadFile(path)
 		return r
 	}
 }

@@ -93,7 +93,7 @@ func (r reader) policy(f fileShape) *Policy {
 		} else {
 			seen[u.name] = i
 		}
-		p.rules = append(p.rules, u)
+		p.rules = append(p.rules, u.ready())
 	}
 	return p
 }
