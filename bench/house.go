@@ -184,14 +184,17 @@ func (h *house) fill(n, credentials int, ttl time.Duration) error {
 
 // turn has so many callers lease, take the value, and give back: two durable changes.
 func (h *house) turn(callers, credentials int) func(time.Duration) (sample, error) {
-	who := make([]identity.Caller, callers)
+	who, names := make([]identity.Caller, callers), make([]string, credentials)
 	for i := range who {
 		who[i] = h.caller(int(h.next.Add(1)))
+	}
+	for i := range names {
+		names[i] = credential(i)
 	}
 	return func(d time.Duration) (sample, error) {
 		return load(callers, d, func(i int, note func(time.Duration)) error {
 			ctx, began := context.Background(), time.Now()
-			g, err := h.Lease(ctx, who[i], lease.Request{Credential: credential(int(h.next.Add(1)) % credentials), TTL: 30 * time.Minute,
+			g, err := h.Lease(ctx, who[i], lease.Request{Credential: names[int(h.next.Add(1))%credentials], TTL: 30 * time.Minute,
 				Purpose: "run the integration tests", Delivery: policy.Value})
 			if err != nil {
 				return err

@@ -42,10 +42,12 @@ type rule struct {
 	// Made once, for every decision: see ready.
 	allows string
 	limit  *Limit
+	open   []Delivery // to credentials that say nothing about it
 }
 
 // ready ends the making of a rule.
 func (u rule) ready() rule {
+	u.open = intersect(u.delivery, nil)
 	u.allows = fmt.Sprintf("rule %q allows it", u.name)
 	if u.maxLeases > 0 {
 		u.limit = &Limit{Rule: u.name, Max: u.maxLeases, Covers: u.covers}
@@ -160,7 +162,10 @@ func deny(rule, reason string) Decision { return Decision{Rule: rule, Reason: re
 // grant is the decision under u, which matched: the tightest of rule, credential, hard cap and token.
 func (u *rule) grant(r Request, fileDefault, hardCap time.Duration) Decision {
 	c := r.Credential.Policy
-	open := intersect(u.delivery, c.Delivery)
+	open := u.open
+	if open == nil || c.Delivery != nil {
+		open = intersect(u.delivery, c.Delivery)
+	}
 	if len(open) == 0 {
 		return deny(u.name, fmt.Sprintf("rule %q and the credential have no delivery in common", u.name))
 	}
