@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -89,14 +90,19 @@ func (h *house) close() error {
 func policyFile(path string) func(string) lease.PolicyRead {
 	return func(prev string) lease.PolicyRead {
 		r := lease.PolicyRead{Name: path}
-		info, err := os.Lstat(path)
-		if err != nil {
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
 			r.Err = fs.ErrNotExist
 			return r
 		}
-		if r.Stamp = fmt.Sprint(info.Size(), info.ModTime().UnixNano()); r.Stamp != prev {
-			r.Data, r.Err = os.ReadFile(path)
+		var b [64]byte
+		stamp := strconv.AppendInt(append(strconv.AppendInt(b[:0], st.Size, 36), ' '), st.Ctim.Nano(), 36)
+		if string(stamp) == prev {
+			r.Stamp = prev
+			return r
 		}
+		r.Stamp = string(stamp)
+		r.Data, r.Err = os.ReadFile(path)
 		return r
 	}
 }
@@ -178,14 +184,17 @@ func (h *house) fill(n, credentials int, ttl time.Duration) error {
 
 // turn has so many callers lease, take the value, and give back: two durable changes.
 func (h *house) turn(callers, credentials int) func(time.Duration) (sample, error) {
-	who := make([]identity.Caller, callers)
+	who, names := make([]identity.Caller, callers), make([]string, credentials)
 	for i := range who {
 		who[i] = h.caller(int(h.next.Add(1)))
+	}
+	for i := range names {
+		names[i] = credential(i)
 	}
 	return func(d time.Duration) (sample, error) {
 		return load(callers, d, func(i int, note func(time.Duration)) error {
 			ctx, began := context.Background(), time.Now()
-			g, err := h.Lease(ctx, who[i], lease.Request{Credential: credential(int(h.next.Add(1)) % credentials), TTL: 30 * time.Minute,
+			g, err := h.Lease(ctx, who[i], lease.Request{Credential: names[int(h.next.Add(1))%credentials], TTL: 30 * time.Minute,
 				Purpose: "run the integration tests", Delivery: policy.Value})
 			if err != nil {
 				return err

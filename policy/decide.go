@@ -25,7 +25,6 @@ type Policy struct {
 
 // rule is one rule as the file wrote it. Empty clauses do not narrow.
 type rule struct {
-	allows      string // the Reason of a decision under it
 	name        string
 	identities  []string
 	credentials []string
@@ -39,6 +38,21 @@ type rule struct {
 	approval           Approval
 	purposeRequired    bool
 	keepOnDisconnect   bool
+
+	// Made once, for every decision: see ready.
+	allows string
+	limit  *Limit
+	open   []Delivery // to credentials that say nothing about it
+}
+
+// ready ends the making of a rule.
+func (u rule) ready() rule {
+	u.open = intersect(u.delivery, nil)
+	u.allows = fmt.Sprintf("rule %q allows it", u.name)
+	if u.maxLeases > 0 {
+		u.limit = &Limit{Rule: u.name, Max: u.maxLeases, Covers: u.covers}
+	}
+	return u
 }
 
 // anyOf is one line of a rule's metadata: the credential must have the key, with exactly one of the values.
@@ -122,9 +136,12 @@ func (p *Policy) Decide(r Request) Decision {
 
 // first returns the index of the first rule with this effect that matches, or -1.
 func (p *Policy) first(r Request, deny bool) int {
-	return slices.IndexFunc(p.rules, func(u rule) bool {
-		return u.deny == deny && u.matches(r)
-	})
+	for i := range p.rules {
+		if u := &p.rules[i]; u.deny == deny && u.matches(r) {
+			return i
+		}
+	}
+	return -1
 }
 
 // withoutPolicy decides for a store that never had a policy: those whom the operator let in, by sharing a uid or
@@ -133,7 +150,7 @@ func withoutPolicy(r Request) Decision {
 	if r.Identity.Proof.AtLeast(identity.OIDC) {
 		return deny("", "there is no policy, and identities proved by "+r.Identity.Proof.String()+" need a rule")
 	}
-	d := rule{}.grant(r, 0, 0)
+	d := (&rule{}).grant(r, 0, 0)
 	if d.Allow {
 		d.Reason = "there is no policy; the credential admits this identity"
 	}
@@ -143,32 +160,26 @@ func withoutPolicy(r Request) Decision {
 func deny(rule, reason string) Decision { return Decision{Rule: rule, Reason: reason} }
 
 // grant is the decision under u, which matched: the tightest of rule, credential, hard cap and token.
-func (u rule) grant(r Request, fileDefault, hardCap time.Duration) Decision {
+func (u *rule) grant(r Request, fileDefault, hardCap time.Duration) Decision {
 	c := r.Credential.Policy
-	open := intersect(u.delivery, c.Delivery)
+	open := u.open
+	if open == nil || c.Delivery != nil {
+		open = intersect(u.delivery, c.Delivery)
+	}
 	if len(open) == 0 {
 		return deny(u.name, fmt.Sprintf("rule %q and the credential have no delivery in common", u.name))
 	}
 	max := tightest(u.maxTTL, or(c.MaxLeaseTTL, DefaultMaxTTL), hardCap, r.Narrowing.MaxTTL)
 	want := or(r.TTL, c.DefaultLeaseTTL, u.defaultTTL, fileDefault, DefaultLeaseTTL)
-	d := Decision{
-		Allow: true, Rule: u.name, Reason: u.allows,
+	return Decision{
+		Allow: true, Rule: u.name, Reason: u.allows, Limit: u.limit,
 		TTL: min(want, max), MaxTTL: max, Capped: r.TTL > max,
 		MaxLeases: c.MaxLeases, Deliveries: open,
 		Approval:         stricter(u.approval, c.Approval),
 		PurposeRequired:  u.purposeRequired,
 		KeepOnDisconnect: u.keepOnDisconnect || c.KeepOnDisconnect,
 	}
-	if d.Reason == "" {
-		d.Reason = allows(u.name)
-	}
-	if u.maxLeases > 0 {
-		d.Limit = &Limit{Rule: u.name, Max: u.maxLeases, Covers: u.covers}
-	}
-	return d
 }
-
-func allows(rule string) string { return fmt.Sprintf("rule %q allows it", rule) }
 
 // or returns the first duration that says something.
 func or(ds ...time.Duration) time.Duration {
@@ -203,19 +214,19 @@ func intersect(a, b []Delivery) []Delivery {
 }
 
 // matches reports whether r meets every clause of u.
-func (u rule) matches(r Request) bool {
+func (u *rule) matches(r Request) bool {
 	clause, _ := u.mismatch(r)
 	return clause == ""
 }
 
 // covers reports whether u is about c, whoever asks.
-func (u rule) covers(c Credential) bool {
+func (u *rule) covers(c Credential) bool {
 	clause, _ := u.uncovered(c)
 	return clause == ""
 }
 
 // mismatch returns the first clause of u that r does not meet, and for metadata which line; "" when u matches.
-func (u rule) mismatch(r Request) (clause string, index int) {
+func (u *rule) mismatch(r Request) (clause string, index int) {
 	switch {
 	case u.identities != nil && !anyGlob(u.identities, r.Identity.Name):
 		return "identities", 0
@@ -225,7 +236,7 @@ func (u rule) mismatch(r Request) (clause string, index int) {
 	return u.uncovered(r.Credential)
 }
 
-func (u rule) uncovered(c Credential) (clause string, index int) {
+func (u *rule) uncovered(c Credential) (clause string, index int) {
 	if u.credentials != nil && !anyGlob(u.credentials, c.Name) {
 		return "credentials", 0
 	}

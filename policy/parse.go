@@ -93,7 +93,7 @@ func (r reader) policy(f fileShape) *Policy {
 		} else {
 			seen[u.name] = i
 		}
-		p.rules = append(p.rules, u)
+		p.rules = append(p.rules, u.ready())
 	}
 	return p
 }
@@ -135,7 +135,7 @@ func (r reader) trailBytes(perDay *int, leaseRate float64) int64 {
 
 func (r reader) rule(s ruleShape, path strictyaml.Path) rule {
 	u := rule{
-		name: s.Name, allows: allows(s.Name), identities: s.Identities, credentials: s.Credentials,
+		name: s.Name, identities: s.Identities, credentials: s.Credentials,
 		proof:           word(r, s.Proof, path.Join("proof"), identity.Declared, identity.Token, identity.OIDC, identity.MTLS),
 		deny:            word(r, s.Effect, path.Join("effect"), effect("allow"), "deny") == "deny",
 		defaultTTL:      r.duration(s.DefaultLeaseTTL, path.Join("defaultLeaseTTL")),

@@ -204,6 +204,7 @@ func (s *Store) view(fn func(*badger.Txn) error) error {
 // an error Badger may have no log to write to any more. Caller holds disk.
 func (s *Store) drop(prefixes ...[]byte) error {
 	err := s.db.DropPrefix(prefixes...)
+	s.values.drop() // after it: what was read meanwhile goes too
 	if err != nil {
 		s.torn.Store(true)
 		return err

@@ -113,34 +113,38 @@ func (s *Store) value(id string, version int, ref RecordRef) ([]byte, error) {
 	if ref.Kind != KindValue || ref.ID != id || ref.Version != version {
 		return nil, fmt.Errorf("%w: the trail does not speak of it", ErrIntegrity)
 	}
-	at := s.keys.valueKey(id, version)
-	dek, err := s.dataKey(at)
+	v, err := s.sealedValue(ref)
 	if err != nil {
 		return nil, err
+	}
+	dek, err := open(v.root.kek, v.wrapped, v.keyAAD)
+	if err != nil {
+		return nil, fmt.Errorf("%w: its key: %w", ErrIntegrity, err)
 	}
 	defer clear(dek)
-	sealed, err := s.sealedAs(at, ref)
-	if err != nil {
-		return nil, err
-	}
 	aead, err := newAEAD(dek)
 	if err != nil {
 		return nil, err
 	}
-	plain, err := open(aead, sealed, s.keys.recordAAD(KindValue, id, version, ref.Seq))
+	plain, err := open(aead, v.sealed, v.valueAAD)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrIntegrity, err)
 	}
 	return plain, nil
 }
 
-// dataKey unwraps the key of the value at valueKey. ErrDestroyed: it is gone.
-func (s *Store) dataKey(valueKey []byte) ([]byte, error) {
+// sealedValue returns what ref speaks of, from the disk unless it is held. ErrDestroyed: its key is gone.
+func (s *Store) sealedValue(ref RecordRef) (*sealedValue, error) {
 	root := s.keys.keks.Load().now
-	wrapped, err := s.get(root.dataKey(valueKey))
+	held, drops := s.values.get(ref, root)
+	if held != nil && !s.torn.Load() {
+		return held, nil
+	}
+	at := s.keys.valueKey(ref.ID, ref.Version)
+	wrapped, err := s.get(root.dataKey(at))
 	if errors.Is(err, badger.ErrKeyNotFound) {
 		if s.keys.keks.Load().now != root { // the root key was replaced in between, and the data key with it
-			return s.dataKey(valueKey)
+			return s.sealedValue(ref)
 		}
 		return nil, ErrDestroyed
 	}
@@ -150,11 +154,13 @@ func (s *Store) dataKey(valueKey []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: its key can't be read: %w", ErrIntegrity, err)
 	}
-	dek, err := open(root.kek, wrapped, s.keys.dataKeyAAD(valueKey))
+	sealed, err := s.sealedAs(at, ref)
 	if err != nil {
-		return nil, fmt.Errorf("%w: its key: %w", ErrIntegrity, err)
+		return nil, err
 	}
-	return dek, nil
+	v := &sealedValue{root, ref, wrapped, sealed, s.keys.dataKeyAAD(at), s.keys.recordAAD(KindValue, ref.ID, ref.Version, ref.Seq)}
+	s.values.put(v, drops)
+	return v, nil
 }
 
 // sealedAs reads sealed bytes and holds them against the digest that the trail has of them.

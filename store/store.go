@@ -99,6 +99,8 @@ type Store struct {
 	closed bool
 	head   head
 
+	values sealedValues
+
 	snapping sync.Mutex    // held by whoever stores a snapshot
 	snapped  atomic.Uint64 // see SnapshotSeq
 

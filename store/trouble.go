@@ -232,6 +232,7 @@ func (s *Store) closeAndOpen() (safetyCopy, error) {
 	db, safety, err := s.openAgain()
 	if err == nil {
 		s.db = db
+		s.values.drop()
 	}
 	return safety, err
 }

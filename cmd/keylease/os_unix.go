@@ -39,26 +39,28 @@ func fileStamp(f *os.File) (string, error) {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return "", err
 	}
-	return stampOf(&st), nil
+	return string(appendStamp(make([]byte, 0, maxStamp), &st)), nil
 }
 
-// pathStamp is fileStamp of what path is itself, without opening it; "" where that can't be told.
-func pathStamp(path string) string {
+// hasStamp reports whether fileStamp of what path is itself is stamp, without opening it; false where that can't be told.
+func hasStamp(path, stamp string) bool {
 	var st unix.Stat_t
 	if unix.Lstat(path, &st) != nil {
-		return ""
+		return false
 	}
-	return stampOf(&st)
+	var b [maxStamp]byte
+	return string(appendStamp(b[:0], &st)) == stamp
 }
 
-// stampOf changes with the file's content, owner and mode, and with the file.
-func stampOf(st *unix.Stat_t) string {
-	b := make([]byte, 0, 100)
+// appendStamp appends what changes with the file's content, owner and mode, and with the file.
+func appendStamp(b []byte, st *unix.Stat_t) []byte {
 	for _, n := range [...]int64{int64(st.Dev), int64(st.Ino), st.Size, int64(st.Mtim.Sec), int64(st.Mtim.Nsec), int64(st.Ctim.Sec), int64(st.Ctim.Nsec)} {
 		b = strconv.AppendInt(append(b, ' '), n, 36)
 	}
-	return string(b)
+	return b
 }
+
+const maxStamp = 7 * 15 // a space and 14 digits of base 36, or 13 and a sign
 
 // harden keeps what the daemon holds from core dumps and, where the system can, from other processes of the user.
 func harden() {

@@ -20,7 +20,7 @@ func fileStamp(f *os.File) (string, error) {
 	return fmt.Sprint(info.Size(), info.ModTime().UnixNano()), nil
 }
 
-func pathStamp(string) string { return "" }
+func hasStamp(string, string) bool { return false }
 
 func harden() {}
 

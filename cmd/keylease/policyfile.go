@@ -13,7 +13,7 @@ import (
 func policyFile(path string) func(prevStamp string) lease.PolicyRead {
 	return func(prev string) lease.PolicyRead {
 		r := lease.PolicyRead{Name: path}
-		if prev != "" && pathStamp(path) == prev { // each decision looks; opening is for what changed
+		if prev != "" && hasStamp(path, prev) { // each decision looks; opening is for what changed
 			r.Stamp = prev
 			return r
 		}

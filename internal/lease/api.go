@@ -39,12 +39,12 @@ type Grant struct {
 	IssuedAt     time.Time
 	ExpiresAt    time.Time
 	MaxExpiresAt time.Time
-	TTL          time.Duration // from now on, as granted
-	Capped       bool          // more was asked for
-	SessionBound bool          // ends a grace after its session does
-	Metadata     map[string]string
+	TTL          time.Duration     // from now on, as granted
+	Capped       bool              // more was asked for
+	SessionBound bool              // ends a grace after its session does
+	Metadata     map[string]string // the credential's own: to be read only
 	Plan         *use.Plan         // what the proxy does with it; nil: the credential has no upstream
-	Env          string            // the variable in which a command finds it
+	Env          string            // the variable in which a command finds it; "" unless Delivery is Exec
 	Handle       secret.Secret     // of a lease by proxy, when it is granted and never again
 	Open         []policy.Delivery // when it is granted: the ways in which its holder could have got it, least exposing first
 }

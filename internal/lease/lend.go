@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -348,10 +347,14 @@ func (c *credential) state() string {
 }
 
 func grant(l *lease, from time.Time, capped bool) Grant {
-	return Grant{LeaseID: l.id, Credential: l.cred.rec.Name, Type: l.cred.rec.Type, Version: l.version,
+	g := Grant{LeaseID: l.id, Credential: l.cred.rec.Name, Type: l.cred.rec.Type, Version: l.version,
 		Delivery: l.delivery, IssuedAt: l.issued, ExpiresAt: l.expires, MaxExpiresAt: l.maxAt,
-		TTL: l.expires.Sub(from), Capped: capped, SessionBound: l.session != "", Metadata: maps.Clone(l.cred.rec.Metadata),
-		Plan: l.cred.plan, Env: l.cred.envName()}
+		TTL: l.expires.Sub(from), Capped: capped, SessionBound: l.session != "", Metadata: l.cred.rec.Metadata,
+		Plan: l.cred.plan}
+	if l.delivery == policy.Exec {
+		g.Env = l.cred.envName()
+	}
+	return g
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }

@@ -31,7 +31,7 @@ func (s *leaseSet) drop(l *lease, kind inSet) {
 	last := all[len(all)-1]
 	all[l.place[kind]], last.place[kind] = last, l.place[kind]
 	all[len(all)-1] = nil
-	if all = all[:len(all)-1]; len(all) == 0 {
+	if all = all[:len(all)-1]; len(all) == 0 && cap(all) > 4 { // after a crowd; few come again
 		all = nil
 	}
 	*s = all
