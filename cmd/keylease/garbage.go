@@ -13,13 +13,10 @@ const (
 	// quarter of it.
 	memoryLimit = 256 << 20
 
-	// lean is how much of what is alive may lie around as garbage, in percent, while little is asked for. Badger's buffers
-	// are 20 MB that are alive and mostly never touched; Go's default of 100 would allow as much garbage again, which is
-	// touched.
+	// lean is how much of what is alive may lie around as garbage, in percent. Badger's buffers are 20 MB that are alive
+	// and mostly never touched; Go's default of 100 would allow as much garbage again, which is touched. It costs a busy
+	// daemon a tenth of its computing.
 	lean = 50
-
-	// ample is the same while much is asked for: collecting at lean takes a tenth of a busy daemon's computing.
-	ample = 200
 
 	much   = 32 << 20 // bytes allocated in a second: some 500 leases
 	little = 4 << 20
@@ -28,7 +25,7 @@ const (
 	calm = 20
 )
 
-// tendGarbage has the collector work as suits how busy the daemon is, until over is called.
+// tendGarbage keeps garbage small, and gives back what a busy time left behind once it is over, until over is called.
 func tendGarbage() (over func()) {
 	debug.SetMemoryLimit(memoryLimit)
 	debug.SetGCPercent(lean)
@@ -61,17 +58,13 @@ func (g *garbage) tend(now uint64) {
 	switch {
 	case each > much:
 		g.quiet = 0
-		if !g.busy {
-			g.busy = true
-			debug.SetGCPercent(ample)
-		}
+		g.busy = true
 	case !g.busy:
 	case each > little:
 		g.quiet = 0
 	default:
 		if g.quiet++; g.quiet == calm {
 			*g = garbage{last: now}
-			debug.SetGCPercent(lean)
 			debug.FreeOSMemory()
 		}
 	}

@@ -207,7 +207,7 @@ func TestABadBackupIsRefusedWhole(t *testing.T) {
 	w.refused(8, "backup", file)
 	w.must(os.Symlink(filepath.Join(w.home, "nowhere"), filepath.Join(w.home, "link")))
 	w.refused(8, "backup", filepath.Join(w.home, "link"))
-	w.refused(1, "backup", filepath.Join(w.home, "no", "folder", "here"))
+	w.refused(3, "backup", filepath.Join(w.home, "no", "folder", "here"))
 	if again, err := os.ReadFile(file); err != nil || !bytes.Equal(again, data) {
 		t.Error("a backup that was there was changed")
 	}
