@@ -184,42 +184,22 @@ func (s *Store) settle(group []*Pending, err error) {
 	}
 }
 
-// commit numbers, chains and seals a group and writes it, its records and its values in one synced transaction. If we
-// crash before the sync, nothing of it happened and nobody was told; after it, all of it did.
+// commit seals a group and writes it, its records and its values in one synced transaction. If we crash before the
+// sync, nothing of it happened and nobody was told; after it, all of it did.
 func (s *Store) commit(group []*Pending) error {
 	s.disk.Lock()
 	defer s.disk.Unlock()
-	if s.gaveUp() {
-		return errStuck
-	}
 	if s.torn.Load() {
 		return errTorn
 	}
 	if err := s.room(); err != nil {
 		return err
 	}
-	at := s.durable()
-	prev := at
-	plain, entry := s.plain[:0], s.entry
-	writes := append(s.writes[:0], write{})
-	for _, p := range group {
-		e := &p.change.Entry
-		e.Seq, e.Prev = at.seq+1, at.hash
-		var err error
-		if writes, err = s.sealChange(writes, &p.change); err != nil {
-			return err
-		}
-		entry = appendEntry(entry[:0], e, *p.body)
-		e.Hash = sha256.Sum256(entry)
-		plain = append(binary.AppendUvarint(plain, uint64(len(entry))), entry...)
-		at = head{e.Seq, e.Hash}
-	}
-	s.plain, s.entry = plain, entry
-	sealed, err := s.sealer.seal(s.keys, prev.seq+1, prev.hash, len(group), plain)
+	prev := s.durable()
+	writes, at, err := s.sealGroup(group, prev)
 	if err != nil {
 		return err
 	}
-	writes[0] = write{groupKey(prev.seq + 1), sealed}
 	epoch := group[0].epoch
 	if epoch != 0 {
 		writes = append(writes, s.headWrite(epoch, at))
@@ -249,6 +229,41 @@ func (s *Store) commit(group []*Pending) error {
 		s.stopWriting(err) // this group is on disk and is answered; nothing goes on without an anchor
 	}
 	return nil
+}
+
+// sealGroup numbers, chains and seals a group that follows prev. Until it returns nobody else answers the group; where
+// that was done already it is errStuck, and the group is no longer ours to look at.
+func (s *Store) sealGroup(group []*Pending, prev head) (writes []write, at head, err error) {
+	if !s.seals(true) {
+		return nil, at, errStuck
+	}
+	defer s.seals(false)
+	at = prev
+	plain, entry := s.plain[:0], s.entry
+	writes = append(s.writes[:0], write{})
+	for _, p := range group {
+		e := &p.change.Entry
+		e.Seq, e.Prev = at.seq+1, at.hash
+		if writes, err = s.sealChange(writes, &p.change); err != nil {
+			return nil, at, err
+		}
+		entry = appendEntry(entry[:0], e, *p.body)
+		e.Hash = sha256.Sum256(entry)
+		plain = append(binary.AppendUvarint(plain, uint64(len(entry))), entry...)
+		at = head{e.Seq, e.Hash}
+	}
+	s.plain, s.entry = plain, entry
+	sealed, err := s.sealer.seal(s.keys, prev.seq+1, prev.hash, len(group), plain)
+	writes[0] = write{groupKey(prev.seq + 1), sealed}
+	return writes, at, err
+}
+
+// seals notes that the committer works on the group itself, or does no more; false where the group was given up.
+func (s *Store) seals(yes bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sealing = yes && !s.abandoned
+	return !s.abandoned
 }
 
 // stopWriting makes all that is submitted from now on fail.

@@ -106,6 +106,7 @@ type Store struct {
 
 	current    []*Pending
 	begun      time.Time
+	sealing    bool      // the committer is at current: nobody else touches it
 	abandoned  bool      // current was answered already: see giveUp
 	since      time.Time // when failed was set
 	lost       []Change  // see Lost

@@ -104,7 +104,7 @@ func (s *Store) watchLoop() {
 func (s *Store) giveUp(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.busy || s.abandoned || now.Sub(s.begun) < stuckTime {
+	if !s.busy || s.sealing || s.abandoned || now.Sub(s.begun) < stuckTime {
 		return
 	}
 	s.abandoned = true // the committer finds it when the disk lets go of it
