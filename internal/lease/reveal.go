@@ -2,6 +2,7 @@ package lease
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"keylease/internal/identity"
@@ -19,13 +20,23 @@ func (b *Broker) Reveal(_ context.Context, caller identity.Caller, id string) (s
 	}
 	value, err := b.unseal(at.credentialID, at.version, at.ref)
 	if err != nil {
-		return secret.Secret{}, b.fault(fmt.Errorf("unsealing version %d of %s: %w", at.version, at.name, err))
+		return secret.Secret{}, b.unread(at.name, at.version, err)
 	}
 	if _, err := b.revealable(caller, id); err != nil { // ended or frozen while the disk worked, and acknowledged
 		value.Wipe()
 		return secret.Secret{}, err
 	}
 	return value, nil
+}
+
+// unread says why a value can't be unsealed: the store can't be read for a moment, or it is damaged.
+func (b *Broker) unread(name string, version int, err error) error {
+	if errors.Is(err, store.ErrUnavailable) {
+		r := unavailable()
+		r.Message = "the value can't be read right now, since keylease's disk fails"
+		return r
+	}
+	return b.fault(fmt.Errorf("unsealing version %d of %s: %w", version, name, err))
 }
 
 // sealedAt is where a lease's value lies.

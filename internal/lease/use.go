@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strconv"
 	"sync"
@@ -153,7 +152,7 @@ func (b *Broker) handOver(u *Use, at sealedAt) (*Use, error) {
 		value, err = b.unseal(at.credentialID, at.version, at.ref)
 	}
 	if err != nil {
-		err = b.fault(fmt.Errorf("unsealing version %d of %s: %w", at.version, at.name, err))
+		err = b.unread(at.name, at.version, err)
 	} else if over := u.Err(); over != nil {
 		value.Wipe()
 		if err = over; AsRefusal(over) == nil {

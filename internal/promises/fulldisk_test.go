@@ -191,7 +191,7 @@ func TestG4AFullDisk(t *testing.T) {
 
 	// Killed while it owes.
 	owed := lend()
-	k.gate.Lock() // what others fill at more than 50 MB/s may kill a daemon that writes meanwhile
+	open := k.shut() // what others fill at more than 50 MB/s may kill a daemon that writes meanwhile
 	w.leave(10 << 20)
 	time.Sleep(50 * time.Millisecond)
 	got, err := me.try("release_lease", args{"lease_id": owed.lease()})
@@ -201,7 +201,7 @@ func TestG4AFullDisk(t *testing.T) {
 		owed = lend()
 	}
 	w.leave(10 << 20)
-	k.gate.Unlock()
+	open()
 	w.eventually("something is owed", func() error { return s.readyz(`"store":"full"`) })
 	if _, err := me.try("release_lease", args{"lease_id": owed.lease()}); err != nil {
 		t.Fatal(err)
@@ -262,7 +262,7 @@ func TestG4ADiskThatFails(t *testing.T) {
 	}
 	w.leases()
 	s.kill()
-	k.gate.Lock()
+	open := k.shut()
 	w.endAll()
 	w.unmountData()
 	if out, err := exec.Command("e2fsck", "-p", "-f", image).CombinedOutput(); err != nil && len(out) == 0 { // 1: repaired
@@ -271,9 +271,18 @@ func TestG4ADiskThatFails(t *testing.T) {
 	if out, err := w.mountData(image, "errors=remount-ro"); err != nil {
 		t.Fatalf("%v %s", err, out)
 	}
+	// A file system that gives up in the middle of a sync may say yes to it and lose it: Linux does not tell when it can't
+	// note any more that a block of a file was filled. Nothing here can prevent that, but it has to be found.
+	if o := w.cli("leases"); o.code != 0 {
+		if !strings.Contains(o.err, "events are missing") {
+			t.Fatal(o)
+		}
+		t.Logf("the file system lost what it had synced, and the start is refused: %s", o.err)
+		return
+	}
 	s = w.serve()
 	k.front.Store(&s.addr)
-	k.gate.Unlock()
+	open()
 	k.stop()
 	k.check()
 	t.Log(k.sum())

@@ -134,6 +134,14 @@ type killed struct {
 	aside       int // leases that are none of theirs
 }
 
+// shut lets no caller call until open is called, or the test is over.
+func (k *killed) shut() (open func()) {
+	k.gate.Lock()
+	open = sync.OnceFunc(k.gate.Unlock)
+	k.w.t.Cleanup(open) // before the one that waits for the callers
+	return open
+}
+
 func (k *killed) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	return (&net.Dialer{}).DialContext(ctx, "tcp", *k.front.Load())
 }
