@@ -20,6 +20,7 @@ const (
 	EventLeaseOrphaned     Event = "lease.orphaned"
 	EventLeasesOrphaned    Event = "leases.orphaned" // a daemon began: all that was bound to sessions of the one before
 	EventLeaseAdopted      Event = "lease.adopted"
+	EventLeasesAdopted     Event = "leases.adopted" // all that one holder's sessions left behind, where that is many
 	EventLeaseUsed         Event = "lease.used"
 	EventLeaseReleased     Event = "lease.released"
 	EventLeaseExpired      Event = "lease.expired"
@@ -71,6 +72,7 @@ var rows = [...]row{
 	{EventLeaseOrphaned, []string{"ends_at", "reason"}},
 	{EventLeasesOrphaned, []string{"leases", "ends_at", "reason"}},
 	{EventLeaseAdopted, []string{"session"}},
+	{EventLeasesAdopted, []string{"leases", "session"}},
 	{EventLeaseUsed, []string{"delivery", "phase", "method", "path", "program", "origin", "status", "bytes_in", "bytes_out", "duration_ms", "reason", "peer"}},
 	{EventLeaseReleased, endFields[:]},
 	{EventLeaseExpired, endFields[:]},

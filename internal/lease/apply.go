@@ -13,7 +13,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"keylease/internal/identity"
 	"keylease/policy"
 	"keylease/store"
 )
@@ -42,6 +41,8 @@ func (ix *index) apply(e *store.Entry, rec any) error {
 		ix.applyLeasesEnded(e)
 	case store.EventLeasesOrphaned:
 		ix.applyLeasesOrphaned(e)
+	case store.EventLeasesAdopted:
+		return ix.applyLeasesAdopted(e)
 	case store.EventServerFrozen:
 		ix.frozen = &Frozen{Since: e.Time, Reason: e.Details.Get("reason")}
 	case store.EventServerThawed:
@@ -131,8 +132,8 @@ func (ix *index) addTexts(t *token) {
 // noteUse counts what a token's holder did. What the daemon writes in the holder's name is no use.
 func (ix *index) noteUse(e *store.Entry) {
 	switch e.Event {
-	case store.EventLeaseCreated, store.EventLeaseRenewed, store.EventLeaseAdopted, store.EventLeaseReleased, store.EventLeaseDenied,
-		store.EventApprovalAsked:
+	case store.EventLeaseCreated, store.EventLeaseRenewed, store.EventLeaseAdopted, store.EventLeasesAdopted, store.EventLeaseReleased,
+		store.EventLeaseDenied, store.EventApprovalAsked:
 	default:
 		return
 	}
@@ -201,20 +202,34 @@ func (ix *index) applyLeasesOrphaned(e *store.Entry) {
 	heap.Init(&ix.due)
 }
 
+// applyLeasesAdopted binds all that its owner's sessions left behind to the session of e.
+func (ix *index) applyLeasesAdopted(e *store.Entry) error {
+	owner, err := principalOf(e)
+	if err != nil {
+		return err
+	}
+	for _, l := range ix.held(owner.Holder()) {
+		if l.adoptable(owner, e.Time) {
+			l.session, l.orphanEnd = e.Identity.Session, time.Time{}
+		}
+	}
+	heap.Init(&ix.due)
+	return nil
+}
+
 func (ix *index) applyCreated(e *store.Entry) error {
 	c := ix.byID[e.CredentialID]
 	if c == nil {
 		return fmt.Errorf("entry %d leases a credential that is not there", e.Seq)
 	}
-	proof, err := identity.ParseProof(e.Identity.Proof)
+	owner, err := principalOf(e)
 	if err != nil {
-		return fmt.Errorf("entry %d: %w", e.Seq, err)
+		return err
 	}
 	keep, _ := strconv.ParseBool(e.Details.Get("keep_on_disconnect"))
 	l := &lease{
 		id: e.LeaseID, cred: c, version: e.Version, purpose: e.Purpose, issued: e.Time, keep: keep,
-		owner:    identity.Principal{Type: identity.Type(e.Identity.Type), Name: e.Identity.Name, Proof: proof, By: e.Identity.By},
-		delivery: policy.Delivery(e.Details.Get("delivery")), session: e.Identity.Session,
+		owner: owner, delivery: policy.Delivery(e.Details.Get("delivery")), session: e.Identity.Session,
 		expires: detailTime(e, "expires_at"), maxAt: detailTime(e, "max_expires_at"), uid: e.Details.Get("uid"),
 	}
 	if mac := e.Details.Get("handle"); mac != "" {

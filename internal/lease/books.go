@@ -61,8 +61,8 @@ func (k *books) note(e *store.Entry) {
 		return
 	case store.EventLeaseCreated, store.EventApprovalAsked:
 		cost = e.Size() + endBytes
-	case store.EventLeaseRenewed, store.EventLeaseUsed, store.EventLeaseOrphaned, store.EventLeaseAdopted, store.EventLeaseDenied,
-		store.EventAuthFailed:
+	case store.EventLeaseRenewed, store.EventLeaseUsed, store.EventLeaseOrphaned, store.EventLeaseAdopted, store.EventLeasesAdopted,
+		store.EventLeaseDenied, store.EventAuthFailed:
 		cost = e.Size()
 	default: // an end, which is paid, or the operator's
 		return
@@ -81,8 +81,8 @@ func spender(e *store.Entry) string {
 	case i.Proof == declaredProof:
 		return i.By
 	default:
-		proof, _ := identity.ParseProof(i.Proof)
-		return identity.Principal{Type: identity.Type(i.Type), Name: i.Name, Proof: proof, By: i.By}.RateKey()
+		p, _ := principalOf(e)
+		return p.RateKey()
 	}
 }
 

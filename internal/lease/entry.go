@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"fmt"
 	"time"
 
 	"keylease/internal/identity"
@@ -26,4 +27,14 @@ func (l *lease) entry(event store.Event, caller identity.Caller, now time.Time) 
 	e := entry(event, caller)
 	e.Time, e.LeaseID, e.Credential, e.CredentialID, e.Version = now, l.id, l.cred.rec.Name, l.cred.rec.ID, l.version
 	return e
+}
+
+// principalOf is who an Entry says did it. With an error it is that with no proof.
+func principalOf(e *store.Entry) (identity.Principal, error) {
+	p := identity.Principal{Type: identity.Type(e.Identity.Type), Name: e.Identity.Name, By: e.Identity.By}
+	var err error
+	if p.Proof, err = identity.ParseProof(e.Identity.Proof); err != nil {
+		return p, fmt.Errorf("entry %d: %w", e.Seq, err)
+	}
+	return p, nil
 }

@@ -289,6 +289,42 @@ func TestRestartOrphansAndTheReturningHolderAdopts(t *testing.T) {
 	}
 }
 
+func TestManyLeftLeasesAreAdoptedInOneEntry(t *testing.T) {
+	w := newWorld(t)
+	w.put("openai", "sk-fake-1", policy.CredentialPolicy{DefaultLeaseTTL: 30 * time.Minute})
+	a, b := w.agent("a"), w.agent("b")
+	for range manyLeft + 1 {
+		w.lease(a, "openai")
+	}
+	short, err := w.Lease(ctx, a, Request{Credential: "openai", TTL: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	others := w.lease(b, "openai")
+	w.restart(false)
+	w.pass(time.Second)
+	again := w.agent("a")
+	again.Session = "again"
+	w.Attach(ctx, again)
+	if all, each := w.told(store.EventLeasesAdopted), w.told(store.EventLeaseAdopted); all != 1 || each != 0 {
+		t.Errorf("%d Entries for all, %d for each", all, each)
+	}
+	w.restart(false) // it is read back
+	again.Session = "third"
+	w.Attach(ctx, again)
+	w.pass(DefaultGrace)
+	w.sweep(ctx)
+	live := w.Leases(Filter{})
+	if len(live) != manyLeft+1 {
+		t.Errorf("%d are live after the grace, of %d that were adopted", len(live), manyLeft+1)
+	}
+	for _, l := range live {
+		if l.LeaseID == short.LeaseID || l.LeaseID == others.LeaseID || l.Orphaned {
+			t.Errorf("live: %+v", l)
+		}
+	}
+}
+
 func TestRotationKeepsTheOldVersionUntilItsLastLeaseEnds(t *testing.T) {
 	w := newWorld(t)
 	w.put("openai", "sk-fake-1", policy.CredentialPolicy{})

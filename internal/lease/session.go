@@ -3,12 +3,17 @@ package lease
 import (
 	"context"
 	"maps"
+	"slices"
 	"strconv"
 	"time"
 
 	"keylease/internal/identity"
 	"keylease/store"
 )
+
+// manyLeft is from how many leases on the next session of their holder adopts them in one Entry. Up to it each has one,
+// which tells whoever looks for that lease; a hundred thousand would hold up everyone else for seconds.
+const manyLeft = 64
 
 // Attach says that a session of caller is alive. The first time, it adopts the leases that the same principal's
 // ended sessions left behind. Cheap and idempotent; callers without a session are nobody to attach.
@@ -42,15 +47,27 @@ func (b *Broker) adopt(caller identity.Caller) (all []written) {
 	if b.overBudget(caller.RateKey(), now) {
 		return nil // coming and going would be recorded each time: its leases end with the grace
 	}
-	for _, l := range byExpiry(b.ix.held(caller.Holder()), now) {
-		if l.owner != caller.Principal || l.orphanEnd.IsZero() {
-			continue
+	left := slices.DeleteFunc(slices.Clone(b.ix.held(caller.Holder())), func(l *lease) bool { return !l.adoptable(caller.Principal, now) })
+	if len(left) > manyLeft {
+		e := entry(store.EventLeasesAdopted, caller)
+		e.Time, e.Details = now, store.DetailsOf("leases", strconv.Itoa(len(left)), "session", caller.Session)
+		if w, err := b.submit(store.Change{Entry: e}, nil); err == nil {
+			all = append(all, w)
 		}
+		return all
+	}
+	slices.SortFunc(left, sooner)
+	for _, l := range left {
 		if w, err := b.adoptInto(l, caller.Session, now); err == nil {
 			all = append(all, w)
 		}
 	}
 	return all
+}
+
+// adoptable reports whether l was left behind by a session of p.
+func (l *lease) adoptable(p identity.Principal, now time.Time) bool {
+	return l.owner == p && !l.orphanEnd.IsZero() && l.live(now)
 }
 
 // Detach says that a session is gone. Its leases are orphaned: they end after the grace unless the next session of

@@ -54,6 +54,12 @@ func histories(all []entry) (of map[string]*history, started uint64) {
 					h.orphanEnd, _ = time.Parse(time.RFC3339Nano, e.Details["ends_at"])
 				}
 			}
+		case e.Event == "leases.adopted":
+			for _, h := range of {
+				if !h.cut && h.end.Seq == 0 && !h.orphanEnd.IsZero() && h.made.Identity.Name == e.Identity.Name && h.due().After(e.Time) {
+					h.orphanEnd, h.heldSince = time.Time{}, e.Seq
+				}
+			}
 		case h == nil:
 		case e.Event == "lease.renewed":
 			h.expires = e.Details["expires_at"]
