@@ -16,8 +16,9 @@ import (
 )
 
 const (
-	memTable = 16 << 20
-	magic    = 0x4b4c // "KL": another program's Badger folder is refused by Badger itself
+	memTable    = 16 << 20
+	mergedTable = 8 << 20 // 10 GB of trail are 1,250 files, each open; Badger's 2 MiB would be 5,000
+	magic       = 0x4b4c  // "KL": another program's Badger folder is refused by Badger itself
 
 	// stallAt is how many tables may wait to be merged before Badger stops writing until one is.
 	stallAt = 6
@@ -40,6 +41,8 @@ func badgerOptions(dir string, log zerolog.Logger) badger.Options {
 		WithNumLevelZeroTables(2).
 		WithNumLevelZeroTablesStall(stallAt).
 		WithNumCompactors(2).
+		WithBaseLevelSize(1 << 40). // merged once, into the last level: what overlaps nothing gains nothing by more
+		WithBaseTableSize(mergedTable).
 		WithValueLogFileSize(16 << 20).
 		WithValueThreshold(maxWrite).
 		WithCompression(options.None).

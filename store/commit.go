@@ -12,9 +12,14 @@ import (
 	"time"
 )
 
-// gather is how long the committer waits after a group of more than one for the callers it has just answered: they
-// come back at once, and a fuller group is worth more than the wait (+57 % at 8 callers).
-const gather = 50 * time.Microsecond
+const (
+	// gather is how long the committer waits after a group of more than one for the callers it has just answered: they
+	// come back at once, and a fuller group is worth more than the wait (+57 % at 8 callers).
+	gather = 50 * time.Microsecond
+	// maxGather is how long it waits at most while more of them come within each gather. Without, half of 64 callers
+	// waited while the others' group was written, in turns for ever (51,000 changes/s; 61,000 with it).
+	maxGather = 10 * gather
+)
 
 // Pending is a change on its way to the disk.
 type Pending struct {
@@ -112,16 +117,18 @@ func (s *Store) commitLoop() {
 			return
 		}
 		err := s.commit(group)
-		s.settle(group, err)
-		last = len(group)
+		if last = len(group) + s.settle(group, err); len(group) == 1 {
+			last = 1
+		}
 		clear(group)
 	}
 }
 
-// take waits for changes and cuts a group off the queue; nil when the store was closed and nothing is left.
-func (s *Store) take(last int) []*Pending {
-	if last > 1 {
-		s.gather(last)
+// take waits for changes and cuts a group off the queue; nil when the store was closed and nothing is left. Where those
+// who may be on their way are more than one it gathers them first.
+func (s *Store) take(coming int) []*Pending {
+	if coming > 1 {
+		s.gather(coming)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -148,20 +155,26 @@ func (s *Store) take(last int) []*Pending {
 	return s.group
 }
 
-func (s *Store) gather(last int) {
-	for begun := time.Now(); time.Since(begun) < gather; runtime.Gosched() {
+// gather waits until so many changes are queued, or no more come.
+func (s *Store) gather(coming int) {
+	begun := time.Now()
+	for seen, grew := 0, begun; ; runtime.Gosched() {
 		s.mu.Lock()
-		enough := len(s.queue) >= last || s.closed
+		n, closed := len(s.queue), s.closed
 		s.mu.Unlock()
-		if enough {
+		now := time.Now()
+		if n > seen {
+			seen, grew = n, now
+		}
+		if n >= coming || closed || now.Sub(grew) > gather || now.Sub(begun) > maxGather {
 			return
 		}
 	}
 }
 
-// settle answers a group. An error stops everything: what was queued behind it was decided on a state that the disk
-// does not have.
-func (s *Store) settle(group []*Pending, err error) {
+// settle answers a group, and returns how many were queued behind it then. An error stops everything: what was queued
+// was decided on a state that the disk does not have.
+func (s *Store) settle(group []*Pending, err error) (queued int) {
 	s.mu.Lock()
 	given := s.abandoned
 	s.busy, s.current, s.abandoned = false, nil, false
@@ -172,16 +185,17 @@ func (s *Store) settle(group []*Pending, err error) {
 		}
 		s.queue = nil
 	}
-	if len(s.queue) == 0 {
+	if queued = len(s.queue); queued == 0 {
 		s.idle.Broadcast()
 	}
 	s.mu.Unlock()
 	if err != nil || given {
-		return
+		return queued
 	}
 	for _, p := range group {
 		p.finish(nil)
 	}
+	return queued
 }
 
 // commit seals a group and writes it, its records and its values in one synced transaction. If we crash before the

@@ -68,7 +68,7 @@ func TestOrderOfSubmitIsTheOrderOfTheTrail(t *testing.T) {
 			t.Fatalf("entry %d is not what was acknowledged", e.Seq)
 		}
 	}
-	if groups := countKeys(t, s, 't'); groups > 12 {
+	if groups := countKeys(t, s, trailPrefix); groups > 12 {
 		t.Errorf("%d groups for %d events: they were not packed", groups, n)
 	}
 }

@@ -109,7 +109,14 @@ func (g *group) next() ([]byte, error) {
 	return e, nil
 }
 
+// trailPrefix begins the keys of the trail's groups. It is less than what any other key begins with, so that a table of
+// new groups and whatever else was written with them overlaps no table of older ones: Badger merges overlapping tables,
+// and would write the whole trail anew each time.
+const trailPrefix = 'T'
+
 // groupKey is where the group that begins with seq lies.
 func groupKey(seq uint64) []byte {
-	return binary.BigEndian.AppendUint64([]byte{'t'}, seq)
+	return binary.BigEndian.AppendUint64(groupPrefix(), seq)
 }
+
+func groupPrefix() []byte { return []byte{trailPrefix} }

@@ -290,7 +290,7 @@ func TestPruningGivesTheDiskBack(t *testing.T) {
 		}
 	}
 	took := time.Since(begun)
-	keys := countKeys(t, s, 't')
+	keys := countKeys(t, s, trailPrefix)
 	base, _ := s.Base()
 	mustClose(t, s)
 	after := tableBytes(t, o)

@@ -140,7 +140,6 @@ func (w *walker) entry(b []byte) (*Entry, error) {
 	return w.decode.entry(b)
 }
 
-func groupPrefix() []byte { return []byte{'t'} }
 
 func groupSeq(key []byte) uint64 {
 	if len(key) != 9 {

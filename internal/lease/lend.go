@@ -37,7 +37,7 @@ func (b *Broker) Lease(_ context.Context, caller identity.Caller, r Request) (Gr
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	in.lease.durable = true
-	b.poke()
+	b.pokeFor(in.lease)
 	g := grant(in.lease, in.lease.issued, in.capped)
 	g.Handle, g.Open = in.handle, in.open
 	return g, nil
@@ -262,7 +262,9 @@ func (b *Broker) Renew(_ context.Context, caller identity.Caller, r RenewRequest
 	if _, err := b.settle(w); err != nil {
 		return Grant{}, err
 	}
-	b.poke()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.pokeFor(l)
 	return g, nil
 }
 

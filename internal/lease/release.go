@@ -42,10 +42,12 @@ func (b *Broker) giveBack(caller identity.Caller, id string) (Ended, written, er
 	if tooFast != nil && codeOf(tooFast) != RateLimited {
 		return Ended{}, written{}, tooFast
 	}
-	if past, ok := b.ix.ended.get(id, caller.Principal, now); ok {
-		return Ended{id, past.State, past.At, past.At.Sub(past.Issued)}, b.newest, nil // which may not be on disk yet
-	}
-	if l := b.ix.leases[id]; l != nil && l.owner == caller.Principal && l.held.cut != nil {
+	switch l := b.ix.leases[id]; {
+	case l == nil:
+		if past, ok := b.ix.ended.get(id, caller.Principal, now); ok {
+			return Ended{id, past.State, past.At, past.At.Sub(past.Issued)}, b.newest, nil // which may not be on disk yet
+		}
+	case l.owner == caller.Principal && l.held.cut != nil:
 		return b.end(l, store.EventLeaseRevoked, identity.Caller{}, now, "")
 	}
 	l, err := b.find(caller.Principal, id, now)

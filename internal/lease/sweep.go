@@ -51,6 +51,13 @@ func (b *Broker) poke() {
 	}
 }
 
+// pokeFor is poke where l is the next to end. Caller holds mu.
+func (b *Broker) pokeFor(l *lease) {
+	if len(b.ix.due) > 0 && b.ix.due[0] == l {
+		b.poke()
+	}
+}
+
 // sweep does what is due and returns how long nothing more will be.
 func (b *Broker) sweep(ctx context.Context) time.Duration {
 	b.mu.Lock()
