@@ -89,7 +89,7 @@ func (s *Store) lose(p *Pending, err error) {
 
 // watchLoop gives up on a group that the disk does not take, so that nobody waits for it for ever.
 func (s *Store) watchLoop() {
-	tick := time.NewTicker(stuckTime / 20)
+	tick := time.NewTicker(stuckTime / 5)
 	defer tick.Stop()
 	for {
 		select {

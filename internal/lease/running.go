@@ -16,6 +16,9 @@ const (
 	// more is live than that, it is as many Entries as the index is large, so that what is written stays in proportion
 	// to the trail: 150 bytes for each 500 of it.
 	snapshotAfter = 100_000
+	// snapshotCalm is how many Entries may have come since the last look for it to be a good moment: reading Entries
+	// back costs as much as making them. While more come, it waits until ten times as many are worth it.
+	snapshotCalm = 5000
 	// snapshotLook is how often it is asked.
 	snapshotLook = 2 * time.Second
 	// snapshotPiece is how long it works before it rests for as long.
@@ -26,7 +29,7 @@ const (
 func (b *Broker) runSnapshots(ctx context.Context, after uint64, look time.Duration) {
 	tick := time.NewTicker(look)
 	defer tick.Stop()
-	for {
+	for was := uint64(0); ; {
 		select {
 		case <-ctx.Done():
 			return
@@ -35,7 +38,12 @@ func (b *Broker) runSnapshots(ctx context.Context, after uint64, look time.Durat
 		b.mu.Lock()
 		large := uint64(len(b.ix.leases) + len(b.ix.creds))
 		b.mu.Unlock()
-		if end, _ := b.store.Head(); end-b.store.SnapshotSeq() < max(after, large) || b.store.Failed() != nil {
+		end, _ := b.store.Head()
+		worth := after
+		if end-was > snapshotCalm {
+			worth *= 10
+		}
+		if was = end; end-b.store.SnapshotSeq() < max(worth, large) || b.store.Failed() != nil {
 			continue
 		}
 		begun := time.Now()
