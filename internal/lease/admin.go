@@ -284,7 +284,7 @@ func (b *Broker) EndLease(_ context.Context, admin identity.Caller, id string) (
 			return Ended{}, err
 		}
 	}
-	if past, ok := b.ix.ended.byID[id]; ok {
+	if past, ok := b.ix.ended.byID(id); ok {
 		return Ended{id, past.State, past.At, past.At.Sub(past.Issued)}, b.unrecorded(b.barrier(), what)
 	}
 	l := b.ix.leases[id]

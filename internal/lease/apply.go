@@ -1,7 +1,6 @@
 package lease
 
 import (
-	"container/heap"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -186,12 +185,11 @@ func (ix *index) applyLease(e *store.Entry) error {
 		ix.endLease(l, Revoked, at)
 		return nil
 	}
-	heap.Fix(&ix.due, l.at)
+	ix.due.moved(l)
 	return nil
 }
 
-// applyLeasesOrphaned orphans all that is bound to a session. The heap is made anew: to mend it lease by lease would
-// take log n for each.
+// applyLeasesOrphaned orphans all that is bound to a session.
 func (ix *index) applyLeasesOrphaned(e *store.Entry) {
 	ends := detailTime(e, "ends_at")
 	for _, l := range ix.leases {
@@ -199,7 +197,7 @@ func (ix *index) applyLeasesOrphaned(e *store.Entry) {
 			l.session, l.orphanEnd = "", ends
 		}
 	}
-	heap.Init(&ix.due)
+	ix.due.allMoved()
 }
 
 // applyLeasesAdopted binds all that its owner's sessions left behind to the session of e.
@@ -213,7 +211,7 @@ func (ix *index) applyLeasesAdopted(e *store.Entry) error {
 			l.session, l.orphanEnd = e.Identity.Session, time.Time{}
 		}
 	}
-	heap.Init(&ix.due)
+	ix.due.allMoved()
 	return nil
 }
 

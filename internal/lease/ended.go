@@ -23,27 +23,36 @@ type endedLease struct {
 
 // endedRing overwrites the oldest when it is full.
 type endedRing struct {
-	byID map[string]endedLease
-	ring []string
+	ring []endedLease
 	next int
+	at   map[string]int // by id: where it is in ring
 }
 
-func newEndedRing() endedRing { return endedRing{byID: map[string]endedLease{}} }
+func newEndedRing() endedRing { return endedRing{at: map[string]int{}} }
 
 func (r *endedRing) add(e endedLease) {
 	if len(r.ring) < endedMax {
-		r.ring = append(r.ring, e.ID)
+		r.ring = append(r.ring, e)
 	} else {
-		delete(r.byID, r.ring[r.next])
-		r.ring[r.next] = e.ID
+		delete(r.at, r.ring[r.next].ID)
+		r.ring[r.next] = e
 	}
+	r.at[e.ID] = r.next
 	r.next = (r.next + 1) % endedMax
-	r.byID[e.ID] = e
+}
+
+// byID returns the lease with id, whosever it was.
+func (r *endedRing) byID(id string) (endedLease, bool) {
+	at, ok := r.at[id]
+	if !ok {
+		return endedLease{}, false
+	}
+	return r.ring[at], true
 }
 
 // get returns the lease with id if it ended not long ago and was p's.
 func (r *endedRing) get(id string, p identity.Principal, now time.Time) (endedLease, bool) {
-	e, ok := r.byID[id]
+	e, ok := r.byID(id)
 	if !ok || e.Owner != p || now.Sub(e.At) > endedFor {
 		return endedLease{}, false
 	}
@@ -58,7 +67,7 @@ func (r *endedRing) all() iter.Seq[endedLease] {
 			if len(r.ring) == endedMax {
 				at = (r.next + i) % endedMax
 			}
-			if !yield(r.byID[r.ring[at]]) {
+			if !yield(r.ring[at]) {
 				return
 			}
 		}

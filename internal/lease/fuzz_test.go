@@ -83,7 +83,7 @@ func FuzzRestore(f *testing.F) {
 			t.Fatalf("it restores to something else: %s", written)
 		}
 		for len(again.due) > 0 { // and every lease can end
-			again.endLease(again.due[0], Expired, now)
+			again.endLease(again.due.next(), Expired, now)
 		}
 		if len(again.leases) != 0 {
 			t.Fatalf("%d leases never end", len(again.leases))

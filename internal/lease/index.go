@@ -1,7 +1,6 @@
 package lease
 
 import (
-	"container/heap"
 	"maps"
 	"slices"
 	"time"
@@ -234,7 +233,7 @@ func (ix *index) addLease(l *lease, held *holding) {
 	}
 	l.held = held
 	held.add(l)
-	heap.Push(&ix.due, l)
+	ix.due.add(l)
 }
 
 func (ix *index) endLease(l *lease, state State, at time.Time) {
@@ -245,7 +244,7 @@ func (ix *index) endLease(l *lease, state State, at time.Time) {
 	l.cred.leases.drop(l, ofCredential)
 	l.cred.use(l.version, -1)
 	ix.letGo(l)
-	heap.Remove(&ix.due, l.at)
+	ix.due.drop(l)
 	ix.ended.add(endedLease{ID: l.id, Owner: l.owner, State: state, Issued: l.issued, At: at})
 	ix.retire(l.cred, l.version)
 }
@@ -280,26 +279,4 @@ func (c *credential) use(version, by int) {
 	if c.inUse[at].n += by; c.inUse[at].n == 0 {
 		c.inUse = slices.Delete(c.inUse, at, at+1)
 	}
-}
-
-// deadlines is a heap of live leases, the next to end on top.
-type deadlines []*lease
-
-func (d deadlines) Len() int           { return len(d) }
-func (d deadlines) Less(i, j int) bool { return d[i].deadline().Before(d[j].deadline()) }
-func (d deadlines) Swap(i, j int) {
-	d[i], d[j] = d[j], d[i]
-	d[i].at, d[j].at = i, j
-}
-func (d *deadlines) Push(x any) {
-	l := x.(*lease)
-	l.at = len(*d)
-	*d = append(*d, l)
-}
-func (d *deadlines) Pop() any {
-	old := *d
-	l := old[len(old)-1]
-	old[len(old)-1] = nil
-	*d = old[:len(old)-1]
-	return l
 }

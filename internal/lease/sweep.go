@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// sweepGroup is how many leases one sweep ends before it lets others in: half of what a group of the trail holds,
-	// so that a great many deadlines at once do not starve requests.
+	// sweepGroup is how many leases a sweep ends before it lets others in: half of what a group of the trail holds, so
+	// that a great many deadlines at once do not starve requests. It ends as many again while those are written, and no more.
 	sweepGroup = 512
 	// quiet is how long nobody may have called before keys of old versions are destroyed: dropping them stops writes
 	// for a sixth of a second. They wait no longer than patience.
@@ -53,22 +53,41 @@ func (b *Broker) poke() {
 
 // pokeFor is poke where l is the next to end. Caller holds mu.
 func (b *Broker) pokeFor(l *lease) {
-	if len(b.ix.due) > 0 && b.ix.due[0] == l {
+	if b.ix.due.next() == l {
 		b.poke()
 	}
 }
 
 // sweep does what is due and returns how long nothing more will be.
 func (b *Broker) sweep(ctx context.Context) time.Duration {
+	all, wait, err := b.sweepSome()
+	for len(all) >= sweepGroup && err == nil && ctx.Err() == nil {
+		before := all
+		all, wait, err = b.sweepSome()
+		b.settleAll(before)
+	}
+	b.settleAll(all)
+	b.answered.broadcast() // a question may be over
+	if err != nil || ctx.Err() != nil {
+		return wait
+	}
+	if err := b.destroyUnused(b.now()); err != nil {
+		b.cfg.Log.Error().Err(err).Msg("destroying old versions failed; trying again later")
+	}
+	return wait
+}
+
+// sweepSome does as much of what is due as others can wait for, and returns what is to be settled of it and how long
+// nothing more will be due.
+func (b *Broker) sweepSome() (all []written, wait time.Duration, err error) {
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	observe := b.observe()
-	if b.ready() != nil {
-		b.mu.Unlock()
-		return time.Second
+	if err := b.ready(); err != nil {
+		return nil, time.Second, err
 	}
 	now := b.now()
-	all, err := b.expireSome(now)
-	if err == nil {
+	if all, err = b.expireSome(now); err == nil {
 		var cut []written
 		cut, err = b.writeCut(now, sweepGroup-len(all))
 		all = append(all, cut...)
@@ -76,7 +95,10 @@ func (b *Broker) sweep(ctx context.Context) time.Duration {
 	all = append(all, b.summaries(now, false)...)
 	over, nextOver := b.lapseSome(now)
 	all = append(all, over...)
-	wait := min(idleSweep, observe)
+	if err != nil {
+		return all, idleSweep, err
+	}
+	wait = min(idleSweep, observe)
 	if !nextOver.IsZero() {
 		wait = min(wait, max(nextOver.Sub(now), 0))
 	}
@@ -84,29 +106,18 @@ func (b *Broker) sweep(ctx context.Context) time.Duration {
 	case len(b.ix.cut) > 0:
 		wait = 0
 	case len(b.ix.due) > 0:
-		wait = min(wait, max(b.ix.due[0].deadline().Sub(now), 0))
+		wait = min(wait, max(b.ix.due.next().deadline().Sub(now), 0))
 	}
-	b.mu.Unlock()
-	b.settleAll(all)
-	if len(over) > 0 {
-		b.answered.broadcast()
-	}
-	if err != nil || ctx.Err() != nil {
-		return idleSweep
-	}
-	if err := b.destroyUnused(now); err != nil {
-		b.cfg.Log.Error().Err(err).Msg("destroying old versions failed; trying again later")
-	}
-	return wait
+	return all, wait, nil
 }
 
 // expireSome ends at most sweepGroup leases that are due. Caller holds mu.
 func (b *Broker) expireSome(now time.Time) (all []written, err error) {
 	for range sweepGroup {
-		if len(b.ix.due) == 0 || !b.ix.due[0].overdue(now) {
+		l, reason := b.ix.due.next(), ""
+		if l == nil || !l.overdue(now) {
 			return all, nil
 		}
-		l, reason := b.ix.due[0], ""
 		if !l.orphanEnd.IsZero() && l.orphanEnd.Before(l.expires) {
 			reason = "holder left"
 		}
@@ -122,7 +133,7 @@ func (b *Broker) expireSome(now time.Time) (all []written, err error) {
 // expireDue writes down every deadline that has passed before a decision counts what is live. Nobody waits for
 // these: whatever is decided next stands behind them in the trail. Caller holds mu.
 func (b *Broker) expireDue(now time.Time) error {
-	for len(b.ix.due) > 0 && b.ix.due[0].overdue(now) {
+	for l := b.ix.due.next(); l != nil && l.overdue(now); l = b.ix.due.next() {
 		if _, err := b.expireSome(now); err != nil {
 			return err
 		}
