@@ -14,6 +14,10 @@ const (
 	// daemon a tenth of its computing.
 	lean = 50
 
+	// whileReading is the same while the store is opened: what is read in stays, and to find it alive again and again took
+	// a quarter of a start with a million leases.
+	whileReading = 400
+
 	much   = 32 << 20 // bytes allocated in a second: some 500 leases
 	little = 4 << 20
 	// calm is after how many seconds of little what was garbage goes back to the system: not before Badger has let go of

@@ -39,11 +39,22 @@ func (d *deadlines) moved(l *lease) {
 }
 
 // allMoved is to be told that many have: to mend the heap lease by lease would take log n for each.
-func (d *deadlines) allMoved() {
-	for i := range *d {
-		(*d)[i] = deadlineOf((*d)[i].l)
+func (d deadlines) allMoved() {
+	for i := range d {
+		d[i] = deadlineOf(d[i].l)
 	}
-	heap.Init(d)
+	heap.Init(&d)
+}
+
+// deadlinesOf is the heap of all of these leases.
+func deadlinesOf(leases map[string]*lease) deadlines {
+	d := make(deadlines, 0, len(leases))
+	for _, l := range leases {
+		l.at = len(d)
+		d = append(d, deadlineOf(l))
+	}
+	heap.Init(&d)
+	return d
 }
 
 // What container/heap asks for.

@@ -225,6 +225,12 @@ func (ix *index) dropCredential(c *credential) {
 
 // addLease adds l to what is held, which is the holding of its owner's name unless a snapshot says another.
 func (ix *index) addLease(l *lease, held *holding) {
+	ix.putLease(l, held)
+	ix.due.add(l)
+}
+
+// putLease is addLease but for the deadline.
+func (ix *index) putLease(l *lease, held *holding) {
 	ix.leases[l.id] = l
 	l.cred.leases.add(l, ofCredential)
 	l.cred.use(l.version, 1)
@@ -233,7 +239,6 @@ func (ix *index) addLease(l *lease, held *holding) {
 	}
 	l.held = held
 	held.add(l)
-	ix.due.add(l)
 }
 
 func (ix *index) endLease(l *lease, state State, at time.Time) {

@@ -104,20 +104,20 @@ func (ix *index) restore(data []byte) error {
 	}
 	n := r.count(50)
 	ix.leases = make(map[string]*lease, n)
-	for range n {
+	for i := range n {
 		l := r.lease(creds, owners)
 		if r.bad {
 			return errSnapshot
-		}
-		if ix.leases[l.id] != nil {
-			return fmt.Errorf("the snapshot has lease %s twice", l.id)
 		}
 		held := cut[l.id]
 		if held == nil {
 			held = ix.holdingOf(l.owner.Holder())
 		}
-		ix.addLease(l, held)
+		if ix.putLease(l, held); len(ix.leases) != i+1 {
+			return fmt.Errorf("the snapshot has lease %s twice", l.id)
+		}
 	}
+	ix.due = deadlinesOf(ix.leases)
 	for range r.count(19) {
 		ix.ended.add(r.ended(owners))
 	}
