@@ -83,7 +83,8 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	defer seed.wipe()
 	seed.reach = s.reach()
 	harden()
-	defer tendGarbage()()
+	heap := new(garbage)
+	defer heap.tend()()
 	var up bulletin
 	log := a.logger(s.level)
 	reload, stop := reloads()
@@ -101,9 +102,11 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	}
 	return server.Serve(ctx, server.Options{
 		Open: func(ctx context.Context) (*lease.Broker, func() error, error) {
+			defer heap.read()()
 			return a.open(ctx, opening{settings: s, dropPolicy: f.noPolicy, acceptClock: f.acceptClock, acceptLoss: f.acceptLoss, log: log,
 				opened: func(ctx context.Context, b *lease.Broker, st *store.Store) error {
 					up = bulletin{broker: b, fingerprint: st.Fingerprint(), settings: s}
+					heap.of(b.Size)
 					return a.seedOwn(ctx, b, seed, false)
 				}})
 		},

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -145,7 +144,6 @@ func (o opening) policyMissing() error {
 
 // open opens the store, making it with its key where there is none, and the broker over it.
 func (a *app) open(ctx context.Context, o opening) (*lease.Broker, func() error, error) {
-	defer debug.SetGCPercent(debug.SetGCPercent(whileReading))
 	source, create, err := a.keySource(o.settings)
 	if err != nil {
 		return nil, nil, err

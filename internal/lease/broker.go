@@ -240,6 +240,13 @@ func (b *Broker) note(event store.Event, details store.Details) error {
 	return err
 }
 
+// Size is how many leases and credentials are held in memory.
+func (b *Broker) Size() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.ix.leases) + len(b.ix.creds)
+}
+
 // Activity is what decides whether an idle daemon may end, and what /readyz tells.
 type Activity struct {
 	LiveLeases  int
