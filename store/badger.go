@@ -17,7 +17,7 @@ import (
 
 const (
 	memTable    = 16 << 20
-	mergedTable = 8 << 20 // 10 GB of trail are 1,250 files, each open; Badger's 2 MiB would be 5,000
+	mergedTable = 4 << 20 // 10 GB of trail are 2,500 files, each open; Badger's 2 MiB would be 5,000
 	magic       = 0x4b4c  // "KL": another program's Badger folder is refused by Badger itself
 
 	// stallAt is how many tables may wait to be merged before Badger stops writing until one is.

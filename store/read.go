@@ -140,7 +140,6 @@ func (w *walker) entry(b []byte) (*Entry, error) {
 	return w.decode.entry(b)
 }
 
-
 func groupSeq(key []byte) uint64 {
 	if len(key) != 9 {
 		return 0 // no group begins so: a fault where it stands
