@@ -53,7 +53,7 @@ type Backup struct {
 
 const (
 	backupMagic     = "KLBACKUP"
-	backupFormat    = 1
+	backupFormat    = 2
 	maxBackupHeader = 16 << 10
 
 	frameData  = 1

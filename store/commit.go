@@ -128,7 +128,7 @@ func (s *Store) commitLoop() {
 // who may be on their way are more than one it gathers them first.
 func (s *Store) take(coming int) []*Pending {
 	if coming > 1 {
-		s.gather(coming)
+		s.gather(min(coming, maxGroup))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

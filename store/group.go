@@ -8,7 +8,7 @@ import (
 	"slices"
 )
 
-// A group is what one sync made durable: up to maxGroup events in one value under the key t · first seq.
+// A group is what one sync made durable: up to maxGroup events in one value under the key T · first seq.
 //
 //	format 1 · salt [16] · count u16 · prev [32] · nonce [12] · sealed · tag [16]
 //

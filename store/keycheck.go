@@ -28,7 +28,7 @@ type keycheck struct {
 
 const (
 	keycheckName   = "keycheck"
-	keycheckFormat = 2
+	keycheckFormat = 3 // of all the folder; see layout in store.go
 	keycheckMax    = 4096
 )
 
@@ -80,14 +80,19 @@ func readKeycheck(dir string) (keycheck, error) {
 		}
 		return kc, fmt.Errorf("reading the key check: %w", err)
 	}
-	if err := json.Unmarshal(data, &kc); err != nil || !kc.sound() {
+	err = json.Unmarshal(data, &kc)
+	if err == nil && kc.Format != keycheckFormat {
+		return kc, fmt.Errorf("%w: %s says that the folder is of format %d, and this version of keylease reads %d: another version made it, or it is damaged: %w",
+			ErrIntegrity, path, kc.Format, keycheckFormat, ErrKeycheck)
+	}
+	if err != nil || !kc.sound() {
 		return kc, fmt.Errorf("%w: %s is damaged: %w", ErrIntegrity, path, ErrKeycheck)
 	}
 	return kc, nil
 }
 
 func (kc keycheck) sound() bool {
-	return kc.Format == keycheckFormat && isHex(kc.StoreID, 16) && isHex(kc.Salt, 32) && isHex(kc.Master, sealedExtra+32) && kc.Generation > 0
+	return isHex(kc.StoreID, 16) && isHex(kc.Salt, 32) && isHex(kc.Master, sealedExtra+32) && kc.Generation > 0
 }
 
 func isHex(s string, n int) bool {

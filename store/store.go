@@ -23,7 +23,7 @@
 //
 // Keys in Badger (hash = the first 16 bytes of a keyed hash):
 //
-//	t · first seq u64            one group of the trail            group.go
+//	T · first seq u64            one group of the trail            group.go
 //	b                            where the trail begins            base.go
 //	h                            the newest signed head            head.go
 //	m, n                         the newest snapshot's manifest, and the one's before it     snapshot.go

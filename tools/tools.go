@@ -42,12 +42,13 @@ type Options struct {
 
 // NewServer returns the MCP server with the three tools.
 func NewServer(o Options) *mcpserver.MCPServer {
-	s := mcpserver.NewMCPServer("keylease", o.Version, append(strictSchemas(),
+	s := mcpserver.NewMCPServer("keylease", o.Version,
+		mcpserver.WithStrictInputSchemaDefault(),
 		mcpserver.WithToolCapabilities(false),
 		mcpserver.WithInstructions(instructions),
 		mcpserver.WithToolHandlerMiddleware(recovered(o.Log)),
 		mcpserver.WithToolHandlerMiddleware(checked),
-	)...)
+	)
 	if o.patience == 0 {
 		o.patience = patience
 	}
@@ -63,13 +64,9 @@ func NewServer(o Options) *mcpserver.MCPServer {
 // for it. Results are not held against their schemas at each call, which took a seventh of a lease and a third of a list:
 // schema and result come of one type, and every answer that the tests get passes through mcp-go's check.
 func Checks() []mcpserver.ServerOption {
-	return append(strictSchemas(), mcpserver.WithInputSchemaValidation())
-}
-
-func strictSchemas() []mcpserver.ServerOption {
 	hooks := &mcpserver.Hooks{}
 	hooks.AddAfterCallTool(rewriteValidation)
-	return []mcpserver.ServerOption{mcpserver.WithStrictInputSchemaDefault(), mcpserver.WithHooks(hooks)}
+	return []mcpserver.ServerOption{mcpserver.WithStrictInputSchemaDefault(), mcpserver.WithInputSchemaValidation(), mcpserver.WithHooks(hooks)}
 }
 
 // ScopeOf returns the scope that a call of a tool wants of its caller's token, and its name; none where it wants none.

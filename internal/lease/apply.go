@@ -192,12 +192,14 @@ func (ix *index) applyLease(e *store.Entry) error {
 // applyLeasesOrphaned orphans all that is bound to a session.
 func (ix *index) applyLeasesOrphaned(e *store.Entry) {
 	ends := detailTime(e, "ends_at")
+	var left []*lease
 	for _, l := range ix.leases {
 		if l.session != "" && l.live(e.Time) {
 			l.session, l.orphanEnd = "", ends
+			left = append(left, l)
 		}
 	}
-	ix.due.allMoved()
+	ix.due.moved(left...)
 }
 
 // applyLeasesAdopted binds all that its owner's sessions left behind to the session of e.
@@ -206,12 +208,14 @@ func (ix *index) applyLeasesAdopted(e *store.Entry) error {
 	if err != nil {
 		return err
 	}
+	var taken []*lease
 	for _, l := range ix.held(owner.Holder()) {
 		if l.adoptable(owner, e.Time) {
 			l.session, l.orphanEnd = e.Identity.Session, time.Time{}
+			taken = append(taken, l)
 		}
 	}
-	ix.due.allMoved()
+	ix.due.moved(taken...)
 	return nil
 }
 

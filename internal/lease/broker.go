@@ -85,6 +85,8 @@ type Broker struct {
 	observed     store.Moment // when the time was last written down
 	skewTold     bool         // that the wall clock is far behind
 
+	sweepAt time.Time // when Run looks at the deadlines again; a sweep under way ends before
+
 	wake     chan struct{} // tells Run that the next deadline may have changed
 	newEntry notifier      // tells Follow that the trail grew
 	answered notifier      // tells Await that a question was answered, or is over

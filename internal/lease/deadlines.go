@@ -3,6 +3,7 @@ package lease
 import (
 	"container/heap"
 	"math"
+	"math/bits"
 )
 
 // deadlines is a heap of live leases, the next to end on top. Each lease knows its place in it, and its deadline lies in
@@ -32,18 +33,19 @@ func (d deadlines) next() *lease {
 func (d *deadlines) add(l *lease)  { heap.Push(d, deadlineOf(l)) }
 func (d *deadlines) drop(l *lease) { heap.Remove(d, l.at) }
 
-// moved is to be told that l has another deadline.
-func (d *deadlines) moved(l *lease) {
-	(*d)[l.at] = deadlineOf(l)
-	heap.Fix(d, l.at)
-}
-
-// allMoved is to be told that many have: to mend the heap lease by lease would take log n for each.
-func (d deadlines) allMoved() {
-	for i := range d {
-		d[i] = deadlineOf(d[i].l)
+// moved is to be told that these leases have another deadline. A few are put in their places one by one, which takes
+// log n for each; for many the heap is made anew, which takes n for all.
+func (d *deadlines) moved(leases ...*lease) {
+	few := len(leases)*bits.Len(uint(len(*d))) < len(*d)
+	for _, l := range leases {
+		(*d)[l.at] = deadlineOf(l)
+		if few {
+			heap.Fix(d, l.at)
+		}
 	}
-	heap.Init(&d)
+	if !few {
+		heap.Init(d)
+	}
 }
 
 // deadlinesOf is the heap of all of these leases.

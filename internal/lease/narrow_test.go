@@ -387,8 +387,8 @@ func TestAnIdentityIsCutOffAtOnceAndEachLeaseEndsOnce(t *testing.T) {
 	if n, err := w.RevokeLeases(ctx, operator, Filter{Identity: "nobody"}); err != nil || n != 0 {
 		t.Errorf("%d, %v", n, err)
 	}
-	if all, wait, err := w.sweepSome(); len(all) != sweepGroup || wait != 0 || err != nil {
-		t.Errorf("%d of 1000 are swept, and the sweeper waits %v: %v", len(all), wait, err)
+	if all, err := w.sweepSome(); len(all) != sweepGroup || w.untilSweep() != 0 || err != nil {
+		t.Errorf("%d of 1000 are swept, and the sweeper waits %v: %v", len(all), w.untilSweep(), err)
 	}
 	w.sweep(ctx)
 	check("swept")

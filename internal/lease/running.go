@@ -17,7 +17,8 @@ const (
 	// to the trail: 150 bytes for each 500 of it.
 	snapshotAfter = 100_000
 	// snapshotCalm is how many Entries may have come since the last look for it to be a good moment: reading Entries
-	// back costs as much as making them. While more come, it waits until ten times as many are worth it.
+	// back costs as much as making them. While more come it waits until three times as many are worth it, which a start
+	// after a kill reads back in about a second.
 	snapshotCalm = 5000
 	// snapshotLook is how often it is asked.
 	snapshotLook = 2 * time.Second
@@ -26,10 +27,10 @@ const (
 )
 
 // runSnapshots keeps the newest snapshot near the end of the trail until ctx ends.
-func (b *Broker) runSnapshots(ctx context.Context, after uint64, look time.Duration) {
+func (b *Broker) runSnapshots(ctx context.Context, after, calm uint64, look time.Duration) {
 	tick := time.NewTicker(look)
 	defer tick.Stop()
-	for was := uint64(0); ; {
+	for was, _ := b.store.Head(); ; {
 		select {
 		case <-ctx.Done():
 			return
@@ -40,8 +41,8 @@ func (b *Broker) runSnapshots(ctx context.Context, after uint64, look time.Durat
 		b.mu.Unlock()
 		end, _ := b.store.Head()
 		worth := after
-		if end-was > snapshotCalm {
-			worth *= 10
+		if end-was > calm {
+			worth *= 3
 		}
 		if was = end; end-b.store.SnapshotSeq() < max(worth, large) || b.store.Failed() != nil {
 			continue

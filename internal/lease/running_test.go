@@ -25,7 +25,7 @@ func TestAStartAfterAKillReadsFewEntries(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	go func() { defer close(done); w.runSnapshots(ctx, 40, time.Millisecond) }()
+	go func() { defer close(done); w.runSnapshots(ctx, 40, 0, time.Millisecond) }()
 	who := w.agent("coder")
 	for i := range 300 {
 		g := w.lease(who, fmt.Sprint("c", i%3))

@@ -26,7 +26,7 @@ const (
 func (b *Broker) Run(ctx context.Context) error {
 	var beside sync.WaitGroup
 	defer beside.Wait()
-	beside.Go(func() { b.runSnapshots(ctx, snapshotAfter, snapshotLook) })
+	beside.Go(func() { b.runSnapshots(ctx, snapshotAfter, snapshotCalm, snapshotLook) })
 	if b.cfg.KeepTrail > 0 {
 		beside.Go(func() { b.pruneTrail(ctx) })
 	}
@@ -39,8 +39,16 @@ func (b *Broker) Run(ctx context.Context) error {
 		case <-b.wake:
 		case <-timer.C:
 		}
-		timer.Reset(b.sweep(ctx))
+		b.sweep(ctx)
+		timer.Reset(b.untilSweep())
 	}
+}
+
+// untilSweep is how long nothing will be due.
+func (b *Broker) untilSweep() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return max(b.sweepAt.Sub(b.now()), 0)
 }
 
 // poke makes Run look at the deadlines again.
@@ -51,42 +59,43 @@ func (b *Broker) poke() {
 	}
 }
 
-// pokeFor is poke where l is the next to end. Caller holds mu.
+// pokeFor is poke where Run would look too late for l: after it ends, or, where it is the first, after the time is to be
+// written down. Caller holds mu.
 func (b *Broker) pokeFor(l *lease) {
-	if b.ix.due.next() == l {
+	if l.deadline().Before(b.sweepAt) || b.sweepAt.Sub(b.now()) > observeLeases {
 		b.poke()
 	}
 }
 
-// sweep does what is due and returns how long nothing more will be.
-func (b *Broker) sweep(ctx context.Context) time.Duration {
-	all, wait, err := b.sweepSome()
+// sweep does all that is due.
+func (b *Broker) sweep(ctx context.Context) {
+	all, err := b.sweepSome()
 	for len(all) >= sweepGroup && err == nil && ctx.Err() == nil {
 		before := all
-		all, wait, err = b.sweepSome()
+		all, err = b.sweepSome()
 		b.settleAll(before)
 	}
 	b.settleAll(all)
 	b.answered.broadcast() // a question may be over
 	if err != nil || ctx.Err() != nil {
-		return wait
+		return
 	}
 	if err := b.destroyUnused(b.now()); err != nil {
 		b.cfg.Log.Error().Err(err).Msg("destroying old versions failed; trying again later")
 	}
-	return wait
 }
 
-// sweepSome does as much of what is due as others can wait for, and returns what is to be settled of it and how long
-// nothing more will be due.
-func (b *Broker) sweepSome() (all []written, wait time.Duration, err error) {
+// sweepSome does as much of what is due as others can wait for, and returns what is to be settled of it.
+func (b *Broker) sweepSome() (all []written, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	now, wait := b.now(), time.Second
+	defer func() { b.sweepAt = now.Add(wait) }()
 	observe := b.observe()
 	if err := b.ready(); err != nil {
-		return nil, time.Second, err
+		return nil, err
 	}
-	now := b.now()
+	wait = idleSweep
 	if all, err = b.expireSome(now); err == nil {
 		var cut []written
 		cut, err = b.writeCut(now, sweepGroup-len(all))
@@ -96,9 +105,9 @@ func (b *Broker) sweepSome() (all []written, wait time.Duration, err error) {
 	over, nextOver := b.lapseSome(now)
 	all = append(all, over...)
 	if err != nil {
-		return all, idleSweep, err
+		return all, err
 	}
-	wait = min(idleSweep, observe)
+	wait = min(wait, observe)
 	if !nextOver.IsZero() {
 		wait = min(wait, max(nextOver.Sub(now), 0))
 	}
@@ -108,7 +117,7 @@ func (b *Broker) sweepSome() (all []written, wait time.Duration, err error) {
 	case len(b.ix.due) > 0:
 		wait = min(wait, max(b.ix.due.next().deadline().Sub(now), 0))
 	}
-	return all, wait, nil
+	return all, nil
 }
 
 // expireSome ends at most sweepGroup leases that are due. Caller holds mu.

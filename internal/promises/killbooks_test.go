@@ -33,6 +33,11 @@ func (h *history) due() time.Time {
 	return expires
 }
 
+// holder is whose an Entry is.
+func holder(e entry) [4]string {
+	return [...]string{e.Identity.Type, e.Identity.Name, e.Identity.Proof, e.Identity.By}
+}
+
 // histories goes through the trail, by lease. started is the seq of the last start.
 func histories(all []entry) (of map[string]*history, started uint64) {
 	of = map[string]*history{}
@@ -56,7 +61,7 @@ func histories(all []entry) (of map[string]*history, started uint64) {
 			}
 		case e.Event == "leases.adopted":
 			for _, h := range of {
-				if !h.cut && h.end.Seq == 0 && !h.orphanEnd.IsZero() && h.made.Identity.Name == e.Identity.Name && h.due().After(e.Time) {
+				if !h.cut && h.end.Seq == 0 && !h.orphanEnd.IsZero() && holder(h.made) == holder(e) && h.due().After(e.Time) {
 					h.orphanEnd, h.heldSince = time.Time{}, e.Seq
 				}
 			}

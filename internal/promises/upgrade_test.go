@@ -75,6 +75,12 @@ func makeFolder(t *testing.T, name string, end func(*served)) {
 	a := w.agent("coder")
 	call(t, a, "release_lease", args{"lease_id": lend(t, a, "db")})
 	lend(t, a, "mail", "ttl", "1s")
+	w.eventually("its end is recorded", func() error {
+		if len(find(w.audit(), "lease.expired")) == 0 {
+			return errors.New("it is not")
+		}
+		return nil
+	})
 	a.leave()
 	w.write(filepath.Join(w.home, "token"), token)
 	w.write(filepath.Join(w.home, "fingerprint"), regexp.MustCompile(`SHA256:\S{43}`).FindString(s.log.String()))
