@@ -252,7 +252,7 @@ func TestPrunedTrailWithoutAGoodSnapshotIsRefused(t *testing.T) {
 	s := mustOpen(t, testOptions(t))
 	pruned(t, s, 8, 5)
 	drop(t, s, []byte(manifestKey))
-	err := s.Load(func([]byte, uint64) error { t.Error("something is restored"); return nil }, func(*Entry) error { return nil })
+	err := s.Load(func([]byte, uint64) error { return errors.New("something is restored") }, func(*Entry) error { return nil })
 	if !errors.Is(err, ErrIntegrity) || !strings.Contains(err.Error(), "after event 5") {
 		t.Errorf("got %v", err)
 	}
