@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -197,6 +198,9 @@ func (d *demo) goodbye(ctx context.Context) error {
 		return err
 	}
 	fmt.Fprintf(d.out, "  revoked %s\n", plural(n, "lease"))
+	if err := d.requestRecorded(ctx); err != nil {
+		return err
+	}
 	d.chapter("All of it is in the trail, which nobody can edit unseen.")
 	d.operator("keylease audit")
 	if err := d.admin.Entries(ctx, server.EntryQuery{}, func(e []byte) error { return writeEntry(d.out, e) }); err != nil {
@@ -213,6 +217,27 @@ func (d *demo) goodbye(ctx context.Context) error {
 	}
 	fmt.Fprintln(d.out, "\nThat is all. To begin: "+program()+" init")
 	return nil
+}
+
+// requestRecorded waits until the request that went through the proxy is in the trail: that takes up to a second, and
+// the whole story no more than a fifth of one.
+func (d *demo) requestRecorded(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	for found := false; ; {
+		err := d.admin.Entries(ctx, server.EntryQuery{Event: "lease.used"}, func(e []byte) error {
+			found = found || bytes.Contains(e, []byte(`"path":"/v1/models"`))
+			return nil
+		})
+		if err != nil || found {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return errors.New("the request through the proxy is not in the trail")
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 func (d *demo) lease(howLong, purpose string) (id string, err error) {
