@@ -10,9 +10,11 @@ import (
 
 const (
 	// lean is how much of what is alive may lie around as garbage, in percent. Badger's buffers are 20 MB that are alive
-	// and mostly never touched; Go's default of 100 would allow as much garbage again, which is touched. It costs a busy
-	// daemon a tenth of its computing.
+	// and mostly never touched; Go's default of 100 would allow as much garbage again, which is touched.
 	lean = 50
+
+	// pressed is the same for a busy daemon, of which lean took a tenth of the computing.
+	pressed = 100
 
 	// whileReading is the same while the store is opened: what is read in stays, and to find it alive again and again took
 	// a quarter of a start with a million leases.
@@ -20,9 +22,10 @@ const (
 
 	// memoryLimit is where the collector begins to work hard: what Badger needs for a moment, over and over, is taken
 	// from what it had before. What is held comes on top: a limit near what is alive has the collector work all the
-	// time (a start with a million leases took 9 s). A lease is 0.8 KB with all that points to it.
+	// time (a start with a million leases took 9 s). A lease is 0.8 KB with all that points to it, a credential 1.4 KB, and
+	// while a snapshot is made they are there twice.
 	memoryLimit = 256 << 20
-	memoryEach  = 2 << 10
+	memoryEach  = 4 << 10
 
 	much   = 32 << 20 // bytes allocated in a second: some 500 leases
 	little = 4 << 20
@@ -72,7 +75,7 @@ func (g *garbage) read() (done func()) {
 	return func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		g.reading = false
+		g.reading, g.busy = false, false
 		g.limitIt()
 		debug.SetGCPercent(lean)
 	}
@@ -108,14 +111,17 @@ func (g *garbage) look(now uint64) {
 	g.last = now
 	switch {
 	case each > much:
-		g.quiet = 0
-		g.busy = true
+		if g.quiet = 0; !g.busy {
+			g.busy = true
+			debug.SetGCPercent(pressed)
+		}
 	case !g.busy:
 	case each > little:
 		g.quiet = 0
 	default:
 		if g.quiet++; g.quiet == calm {
 			g.busy, g.quiet = false, 0
+			debug.SetGCPercent(lean)
 			debug.FreeOSMemory()
 		}
 	}
