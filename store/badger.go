@@ -228,15 +228,19 @@ func (s *Store) drop(prefixes ...[]byte) error {
 
 // get returns a copy of the value under key; badger.ErrKeyNotFound if there is none.
 func (s *Store) get(key []byte) (value []byte, err error) {
-	err = s.view(func(txn *badger.Txn) error {
-		item, err := txn.Get(key)
-		if err != nil {
-			return err
-		}
-		value, err = item.ValueCopy(nil)
+	err = s.view(func(txn *badger.Txn) (err error) {
+		value, err = valueAt(txn, key)
 		return err
 	})
 	return value, err
+}
+
+func valueAt(txn *badger.Txn, key []byte) ([]byte, error) {
+	item, err := txn.Get(key)
+	if err != nil {
+		return nil, err
+	}
+	return item.ValueCopy(nil)
 }
 
 // errTorn is why nothing may be written, though the disk may take it: after a write that failed the log can have a hole,

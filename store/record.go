@@ -88,8 +88,8 @@ func (s *Store) Record(kind Kind, id string, ref RecordRef) ([]byte, error) {
 	if ref.Kind != kind || ref.ID != id {
 		return nil, fmt.Errorf("%w: %s record %s: the trail does not speak of it", ErrIntegrity, kind, id)
 	}
-	sealed, err := s.sealedAs(s.keys.recordKey(kind, id), ref)
-	if err != nil {
+	sealed, err := s.get(s.keys.recordKey(kind, id))
+	if err := isOf(ref, sealed, err); err != nil {
 		return nil, fmt.Errorf("%s record %s: %w", kind, id, err)
 	}
 	plain, err := open(s.keys.record, sealed, s.keys.recordAAD(kind, id, 0, ref.Seq))
@@ -141,21 +141,25 @@ func (s *Store) sealedValue(ref RecordRef) (*sealedValue, error) {
 		return held, nil
 	}
 	at := s.keys.valueKey(ref.ID, ref.Version)
-	wrapped, err := s.get(root.dataKey(at))
-	if errors.Is(err, badger.ErrKeyNotFound) {
-		if s.keys.keks.Load().now != root { // the root key was replaced in between, and the data key with it
-			return s.sealedValue(ref)
+	var wrapped, sealed []byte
+	var noKey, err error
+	noView := s.view(func(txn *badger.Txn) error { // one for both: beginning and ending it takes as long as reading
+		if wrapped, noKey = valueAt(txn, root.dataKey(at)); noKey == nil {
+			sealed, err = valueAt(txn, at)
 		}
+		return nil
+	})
+	switch {
+	case noView != nil:
+		return nil, noView
+	case errors.Is(noKey, badger.ErrKeyNotFound) && s.keys.keks.Load().now != root:
+		return s.sealedValue(ref) // the root key was replaced in between, and the data key with it
+	case errors.Is(noKey, badger.ErrKeyNotFound):
 		return nil, ErrDestroyed
+	case noKey != nil:
+		return nil, fmt.Errorf("%w: its key can't be read: %w", ErrIntegrity, noKey)
 	}
-	if errors.Is(err, ErrUnavailable) {
-		return nil, err
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: its key can't be read: %w", ErrIntegrity, err)
-	}
-	sealed, err := s.sealedAs(at, ref)
-	if err != nil {
+	if err := isOf(ref, sealed, err); err != nil {
 		return nil, err
 	}
 	v := &sealedValue{root, ref, wrapped, sealed, s.keys.dataKeyAAD(at), s.keys.recordAAD(KindValue, ref.ID, ref.Version, ref.Seq)}
@@ -163,20 +167,17 @@ func (s *Store) sealedValue(ref RecordRef) (*sealedValue, error) {
 	return v, nil
 }
 
-// sealedAs reads sealed bytes and holds them against the digest that the trail has of them.
-func (s *Store) sealedAs(key []byte, ref RecordRef) ([]byte, error) {
-	sealed, err := s.get(key)
-	if errors.Is(err, badger.ErrKeyNotFound) {
-		return nil, fmt.Errorf("%w: it is missing", ErrIntegrity)
+// isOf says why sealed, which was read with err, is not what the trail says of ref; nil: it is.
+func isOf(ref RecordRef, sealed []byte, err error) error {
+	switch {
+	case errors.Is(err, badger.ErrKeyNotFound):
+		return fmt.Errorf("%w: it is missing", ErrIntegrity)
+	case errors.Is(err, ErrUnavailable):
+		return err
+	case err != nil:
+		return fmt.Errorf("%w: it can't be read: %w", ErrIntegrity, err)
+	case sha256.Sum256(sealed) != ref.Digest:
+		return fmt.Errorf("%w: it is not what event %d wrote", ErrIntegrity, ref.Seq)
 	}
-	if errors.Is(err, ErrUnavailable) {
-		return nil, err
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: it can't be read: %w", ErrIntegrity, err)
-	}
-	if sha256.Sum256(sealed) != ref.Digest {
-		return nil, fmt.Errorf("%w: it is not what event %d wrote", ErrIntegrity, ref.Seq)
-	}
-	return sealed, nil
+	return nil
 }

@@ -30,8 +30,8 @@ func (ix *index) apply(e *store.Entry, rec any) error {
 		if c == nil {
 			return fmt.Errorf("entry %d deletes a credential that is not there", e.Seq)
 		}
-		for version := range c.values {
-			ix.destroy[store.ValueRef{CredentialID: c.rec.ID, Version: version}] = c.rec.Name
+		for _, ref := range c.values {
+			ix.destroy[store.ValueRef{CredentialID: c.rec.ID, Version: ref.Version}] = c.rec.Name
 		}
 		ix.dropCredential(c)
 	case store.EventTokenCreated, store.EventTokenRotated, store.EventTokenRevoked:
@@ -70,7 +70,7 @@ func (ix *index) applyCredential(e *store.Entry, rec any) error {
 		}
 	}
 	if c == nil {
-		c = &credential{values: map[int]store.RecordRef{}}
+		c = &credential{}
 		c.rec.ID, c.rec.Name = e.CredentialID, e.Credential
 		ix.addCredential(c)
 	}
@@ -83,7 +83,7 @@ func (ix *index) applyCredential(e *store.Entry, rec any) error {
 	}
 	ix.noteRefs(c, e)
 	if e.Event == store.EventVersionDestroyed {
-		delete(c.values, e.Version)
+		c.values.drop(e.Version)
 	}
 	return nil
 }
@@ -96,7 +96,7 @@ func (ix *index) noteRefs(c *credential, e *store.Entry) {
 		case store.KindCredential:
 			c.ref = ref
 		case store.KindValue:
-			c.values[ref.Version] = ref
+			c.values.put(ref)
 		}
 	}
 }

@@ -15,7 +15,7 @@ import (
 // lifted is an index that has one of each.
 func lifted() *index {
 	ix := newIndex()
-	c := &credential{values: map[int]store.RecordRef{1: {Kind: store.KindValue, ID: "cr_1", Version: 1, Seq: 2}}}
+	c := &credential{values: valueRefs{{Kind: store.KindValue, ID: "cr_1", Version: 1, Seq: 2}}}
 	c.rec.ID, c.rec.Name = "cr_1", "db"
 	ix.addCredential(c)
 	p := identity.Principal{Type: identity.Agent, Name: "alice", Proof: identity.Token, By: "token:tk_1"}

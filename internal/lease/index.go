@@ -48,12 +48,40 @@ type policyMark struct {
 type credential struct {
 	rec     credentialRecord
 	ref     store.RecordRef
-	values  map[int]store.RecordRef
+	values  valueRefs
 	leases  leaseSet
 	inUse   []versionUse // of how many of leases each version is
 	plan    *use.Plan    // what rec's upstream means; nil: it has none
 	damaged string       // why its record can't be believed; "" when it can
 	hash    string       // see terms; "": not asked for yet
+}
+
+// valueRefs are where the values of a credential are, a few as a rule: the newest last. A map would take seven times the
+// memory, and a collector goes through that of every credential.
+type valueRefs []store.RecordRef
+
+// of returns the one of a version; one without a digest, which nothing hashes to, where there is none.
+func (v valueRefs) of(version int) store.RecordRef {
+	if i := v.at(version); i >= 0 {
+		return v[i]
+	}
+	return store.RecordRef{}
+}
+
+func (v valueRefs) at(version int) int {
+	return slices.IndexFunc(v, func(ref store.RecordRef) bool { return ref.Version == version })
+}
+
+func (v *valueRefs) put(ref store.RecordRef) {
+	if i := v.at(ref.Version); i >= 0 {
+		(*v)[i] = ref
+		return
+	}
+	*v = append(*v, ref)
+}
+
+func (v *valueRefs) drop(version int) {
+	*v = slices.DeleteFunc(*v, func(ref store.RecordRef) bool { return ref.Version == version })
 }
 
 // is makes r the record of c. What its upstream can't mean was refused when it was stored.

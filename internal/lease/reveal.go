@@ -64,5 +64,5 @@ func (b *Broker) revealable(caller identity.Caller, id string) (sealedAt, error)
 	if !l.durable || l.delivery != policy.Value || !b.narrowing(caller.Principal).Covers(l.cred.rec.Name) {
 		return sealedAt{}, notAvailable()
 	}
-	return sealedAt{l.cred.rec.ID, l.cred.rec.Name, l.version, l.cred.values[l.version]}, b.thawed()
+	return sealedAt{l.cred.rec.ID, l.cred.rec.Name, l.version, l.cred.values.of(l.version)}, b.thawed()
 }

@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"time"
 
 	"keylease/internal/identity"
@@ -76,8 +74,8 @@ func (ix *index) encode(few snapshot) ([]byte, error) {
 		w.text(c.rec.Name)
 		w.ref(c.ref)
 		w.num(len(c.values))
-		for _, version := range slices.Sorted(maps.Keys(c.values)) {
-			w.ref(c.values[version])
+		for _, ref := range c.values {
+			w.ref(ref)
 		}
 	}
 	w.num(len(ix.tokens))

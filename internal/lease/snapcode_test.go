@@ -55,7 +55,7 @@ func TestASnapshotKeepsEachField(t *testing.T) {
 	ix := lifted()
 	c := ix.byID["cr_1"]
 	c.ref = ref(store.KindCredential, "cr_1", 0)
-	c.values[7] = ref(store.KindValue, "cr_1", 7)
+	c.values.put(ref(store.KindValue, "cr_1", 7))
 	p := identity.Principal{Type: identity.Human, Name: "böb\x00", Proof: identity.OIDC, By: "oidc:https://x#y"}
 	l := &lease{id: "ls_all", owner: p, session: "ses_9", cred: c, version: 7, delivery: policy.Proxy, purpose: "why\n\u2028", uid: "1000", handle: &[32]byte{1, 31: 2},
 		issued: next(), expires: next(), maxAt: next(), keep: true, orphanEnd: next(), approvedBy: policy.Operator, approvedTo: next(), durable: true}

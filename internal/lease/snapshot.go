@@ -75,10 +75,8 @@ func (ix *index) restore(data []byte) error {
 	for i := range creds {
 		c := &credential{}
 		c.rec.ID, c.rec.Name, c.ref = r.text(), r.text(), r.ref()
-		c.values = make(map[int]store.RecordRef, 1)
 		for range r.count(4 + 32) {
-			ref := r.ref()
-			c.values[ref.Version] = ref
+			c.values.put(r.ref())
 		}
 		if r.bad {
 			return errSnapshot

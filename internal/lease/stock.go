@@ -33,7 +33,8 @@ func TakeStock(s *store.Store, now time.Time) (Stock, error) {
 		k.Damaged = append(k.Damaged, err.Error())
 	}
 	for _, c := range ix.creds {
-		for version, ref := range c.values {
+		for _, ref := range c.values {
+			version := ref.Version
 			value, err := s.Value(c.rec.ID, version, ref)
 			switch {
 			case errors.Is(err, store.ErrDestroyed) && !c.lendable(version):

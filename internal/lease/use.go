@@ -192,7 +192,7 @@ func (b *Broker) drop(u *Use) {
 }
 
 func (l *lease) sealedAt() sealedAt {
-	return sealedAt{l.cred.rec.ID, l.cred.rec.Name, l.version, l.cred.values[l.version]}
+	return sealedAt{l.cred.rec.ID, l.cred.rec.Name, l.version, l.cred.values.of(l.version)}
 }
 
 // BeginUse lets one request through the proxy: to whoever has the handle of a live lease and, where both uids are
