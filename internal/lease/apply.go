@@ -263,7 +263,10 @@ func detailTime(e *store.Entry, field string) time.Time {
 // says was written is marked damaged and refused; the others are served.
 func (ix *index) loadRecords(s *store.Store) (damaged []error) {
 	creds, tokens := slices.Collect(maps.Values(ix.creds)), slices.Collect(maps.Values(ix.tokens))
-	faults := inParallel(len(creds), func(i int) error { return loadRecord(s, creds[i].ref, creds[i].rec.ID, &creds[i].rec) })
+	faults := inParallel(len(creds), func(i int) error {
+		defer creds[i].rec.share()
+		return loadRecord(s, creds[i].ref, creds[i].rec.ID, &creds[i].rec)
+	})
 	for i, c := range creds {
 		if err := faults[i]; err != nil {
 			c.damaged = err.Error()

@@ -250,8 +250,12 @@ func (r *snapReader) time() time.Time {
 	return time.Unix(0, n).UTC()
 }
 
-func (r *snapReader) ref() (ref store.RecordRef) {
-	ref.Kind, ref.ID = store.Kind(r.known()), r.text()
+// ref is a reference to something of id's, as a rule; which it is, is what was written.
+func (r *snapReader) ref(id string) (ref store.RecordRef) {
+	ref.Kind, ref.ID = store.Kind(r.known()), id
+	if b := r.take(r.num()); string(b) != id {
+		ref.ID = string(b)
+	}
 	ref.Version, ref.Seq = r.num(), r.uint()
 	copy(ref.Digest[:], r.take(len(ref.Digest)))
 	return ref

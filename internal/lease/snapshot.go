@@ -74,9 +74,10 @@ func (ix *index) restore(data []byte) error {
 	creds := make([]*credential, r.count(4+32))
 	for i := range creds {
 		c := &credential{}
-		c.rec.ID, c.rec.Name, c.ref = r.text(), r.text(), r.ref()
+		c.rec.ID, c.rec.Name = r.text(), r.text()
+		c.ref = r.ref(c.rec.ID)
 		for range r.count(4 + 32) {
-			c.values.put(r.ref())
+			c.values.put(r.ref(c.rec.ID))
 		}
 		if r.bad {
 			return errSnapshot
@@ -89,7 +90,8 @@ func (ix *index) restore(data []byte) error {
 	}
 	for range r.count(4 + 32) {
 		t := &token{}
-		t.rec.ID, t.ref, t.grants, t.lastUsed = r.text(), r.ref(), r.num(), r.time()
+		t.rec.ID = r.text()
+		t.ref, t.grants, t.lastUsed = r.ref(t.rec.ID), r.num(), r.time()
 		ix.tokens[t.rec.ID] = t
 	}
 	cut := map[string]*holding{}
