@@ -83,9 +83,8 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	defer seed.wipe()
 	seed.reach = s.reach()
 	harden()
-	moreThreads()
-	heap := new(garbage)
-	defer heap.tend()()
+	work := new(load)
+	defer work.tend()()
 	var up bulletin
 	log := a.logger(s.level)
 	reload, stop := reloads()
@@ -103,11 +102,11 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	}
 	return server.Serve(ctx, server.Options{
 		Open: func(ctx context.Context) (*lease.Broker, func() error, error) {
-			defer heap.read()()
+			defer work.read()()
 			return a.open(ctx, opening{settings: s, dropPolicy: f.noPolicy, acceptClock: f.acceptClock, acceptLoss: f.acceptLoss, log: log,
 				opened: func(ctx context.Context, b *lease.Broker, st *store.Store) error {
 					up = bulletin{broker: b, fingerprint: st.Fingerprint(), settings: s}
-					heap.of(b.Size)
+					work.of(b.Size)
 					return a.seedOwn(ctx, b, seed, false)
 				}})
 		},
@@ -120,19 +119,6 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 			}
 		},
 	})
-}
-
-// threadsEach is how many threads may compute at a time for each core. With one, as Go has it, whoever waits gets a turn
-// after 10 ms, and Badger's merging computes for 200 ms: changes waited up to 100 ms to be written. The kernel takes turns
-// faster: 64 callers over the socket get 15 % more done, their p99.9 went from 40 to 17 ms, and one alone waits 2 % longer.
-// Four are no better. Badger advises many.
-const threadsEach = 2
-
-// moreThreads leaves it to the kernel who computes. A GOMAXPROCS in the environment holds.
-func moreThreads() {
-	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(threadsEach * runtime.GOMAXPROCS(0))
-	}
 }
 
 // foreign is who else vouches for callers over HTTP; nil where there is no HTTP.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"sync"
@@ -13,7 +14,7 @@ const (
 	// and mostly never touched; Go's default of 100 would allow as much garbage again, which is touched.
 	lean = 50
 
-	// pressed is the same for a busy daemon, of which lean took a tenth of the computing.
+	// pressed is the same for a busy daemon, of which lean took a tenth of the computinl.
 	pressed = 100
 
 	// whileReading is the same while the store is opened: what is read in stays, and to find it alive again and again took
@@ -27,6 +28,11 @@ const (
 	memoryLimit = 256 << 20
 	memoryEach  = 4 << 10
 
+	// threadsEach is how many threads compute at a time for each core of a busy daemon. With one, as Go has it, whoever
+	// waits gets a turn after 10 ms, and Badger's merging computes for 200 ms. The kernel takes turns faster: 64 callers over
+	// the socket get 15 % more done, and their p99.9 went from 40 to 17 ms. One caller alone waits 3 to 10 % longer with it.
+	threadsEach = 2
+
 	much   = 32 << 20 // bytes allocated in a second: some 500 leases
 	little = 4 << 20
 	// calm is after how many seconds of little what was garbage goes back to the system: not before Badger has let go of
@@ -34,8 +40,9 @@ const (
 	calm = 20
 )
 
-// garbage keeps what lies around small, and gives back what a busy time left behind once it is over.
-type garbage struct {
+// load keeps what lies around small, and gives back what a busy time left behind once it is over. While it lasts, the
+// collector works less often and more threads compute.
+type load struct {
 	mu    sync.Mutex
 	last  uint64 // bytes allocated by then
 	busy  bool
@@ -44,10 +51,12 @@ type garbage struct {
 	size    func() int // how many leases and credentials are held; nil: not known yet
 	reading bool       // the store: leave it alone
 	limit   int64
+	threads int // that compute at a time while it is not busy
 }
 
 // tend does so until over is called.
-func (g *garbage) tend() (over func()) {
+func (l *load) tend() (over func()) {
+	l.threads = runtime.GOMAXPROCS(0)
 	debug.SetGCPercent(lean)
 	ctx, cancel := context.WithCancel(context.Background())
 	var tending sync.WaitGroup
@@ -59,7 +68,7 @@ func (g *garbage) tend() (over func()) {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				g.look(allocated())
+				l.look(allocated())
 			}
 		}
 	})
@@ -67,64 +76,73 @@ func (g *garbage) tend() (over func()) {
 }
 
 // read leaves it alone until done is called: it is for opening the store.
-func (g *garbage) read() (done func()) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.reading = true
+func (l *load) read() (done func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.reading = true
 	debug.SetGCPercent(whileReading)
 	return func() {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		g.reading, g.busy = false, false
-		g.limitIt()
-		debug.SetGCPercent(lean)
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.reading = false
+		l.limitIt()
+		l.pace(false)
 	}
 }
 
 // of says whose size counts.
-func (g *garbage) of(size func() int) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.size = size
+func (l *load) of(size func() int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.size = size
 }
 
-func (g *garbage) limitIt() {
-	if g.size == nil {
+func (l *load) limitIt() {
+	if l.size == nil {
 		return
 	}
-	limit := memoryLimit + memoryEach*int64(g.size())
-	if g.limit != limit {
-		g.limit = limit
+	limit := memoryLimit + memoryEach*int64(l.size())
+	if l.limit != limit {
+		l.limit = limit
 		debug.SetMemoryLimit(limit)
 	}
 }
 
 // look is told how many bytes were ever allocated, once a second.
-func (g *garbage) look(now uint64) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.reading {
+func (l *load) look(now uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	each := now - l.last
+	l.last = now
+	if l.reading {
 		return
 	}
-	g.limitIt()
-	each := now - g.last
-	g.last = now
+	l.limitIt()
 	switch {
 	case each > much:
-		if g.quiet = 0; !g.busy {
-			g.busy = true
-			debug.SetGCPercent(pressed)
+		if l.quiet = 0; !l.busy {
+			l.pace(true)
 		}
-	case !g.busy:
+	case !l.busy:
 	case each > little:
-		g.quiet = 0
+		l.quiet = 0
 	default:
-		if g.quiet++; g.quiet == calm {
-			g.busy, g.quiet = false, 0
-			debug.SetGCPercent(lean)
+		if l.quiet++; l.quiet == calm {
+			l.pace(false)
 			debug.FreeOSMemory()
 		}
 	}
+}
+
+// pace makes it one of a busy daemon, or of one that is not. Each costs the daemon a pause of some 50 µs.
+func (l *load) pace(busy bool) {
+	l.busy, l.quiet = busy, 0
+	percent, threads := lean, l.threads
+	if busy {
+		percent, threads = pressed, threadsEach*l.threads
+	}
+	debug.SetGCPercent(percent)
+	runtime.GOMAXPROCS(threads)
 }
 
 func allocated() uint64 {
