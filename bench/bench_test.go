@@ -21,7 +21,7 @@ func TestARowIsJudgedByTheMedianOfItsRounds(t *testing.T) {
 		"| calls | shipped | of the others' | ≥ 0.5× | 0.6× | 0.4 – 0.9 | yes | 3 rounds |",
 		"| time | shipped | late | ≤ 5 ms | 7 ms | 1 – 9 | **no** |  |",
 		"| size | in process | of it |  | 123 MB | 123 – 123 |  |  |",
-		"Met: 1 of the 2 targets that are judged by the shipped binary, which is what counts; in process 1 of 1.",
+		"Met with the shipped binary, which is what counts: 1 of 2; in process: 1 of 1.",
 	} {
 		if !strings.Contains(table, want) {
 			t.Errorf("no %q in\n%s", want, table)

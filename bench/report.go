@@ -87,7 +87,7 @@ func (r results) markdown() string {
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s – %s | %s | %s |\n", w.What, w.Form, w.Figure, target,
 			number(w.Median)+unit(w.Unit), number(w.Low), number(w.High), yes, w.Detail)
 	}
-	fmt.Fprintf(&b, "\nMet: %d of the %d targets that are judged by the shipped binary, which is what counts; in process %d of %d.\n",
+	fmt.Fprintf(&b, "\nMet with the shipped binary, which is what counts: %d of %d; in process: %d of %d.\n",
 		met[shipped], judged[shipped], met[inProcess], judged[inProcess])
 	return b.String()
 }

@@ -2,38 +2,44 @@ package main
 
 import (
 	"runtime"
-	"runtime/debug"
 	"testing"
 )
 
 func TestABusyDaemonHasMoreThreadsUntilItIsCalm(t *testing.T) {
-	defer debug.SetGCPercent(debug.SetGCPercent(lean))
 	was := runtime.GOMAXPROCS(0)
 	defer runtime.GOMAXPROCS(was)
-	l, bytes := &load{threads: was}, uint64(0)
-	second := func(allocated uint64, threads, percent int) {
+	cores := runtime.NumCPU()
+	l, bytes := &load{cores: cores}, uint64(0)
+	second := func(allocated uint64, busy, owes bool) {
 		t.Helper()
 		bytes += allocated
 		l.look(bytes)
-		got := debug.SetGCPercent(lean)
-		debug.SetGCPercent(got)
-		if n := runtime.GOMAXPROCS(0); n != threads || got != percent {
-			t.Fatalf("%d threads and %d %% of garbage; want %d and %d %%", n, got, threads, percent)
+		threads := cores
+		if busy {
+			threads *= threadsEach
+		}
+		if n := runtime.GOMAXPROCS(0); n != threads && (busy || n != was) || l.owes != owes {
+			t.Fatalf("%d threads of %d cores, busy %t; owes %t", n, cores, busy, l.owes)
 		}
 	}
-	second(much, was, lean)
-	second(much+1, threadsEach*was, pressed)
+	second(much, false, false)
+	second(several, false, true)
+	second(several+1, true, true)
+	second(several, true, true)
 	for range calm - 1 {
-		second(little, threadsEach*was, pressed)
+		second(little, true, true)
 	}
-	second(little+1, threadsEach*was, pressed) // not calm yet: it begins anew
+	second(little+1, true, true) // not calm yet: it begins anew
 	for range calm - 1 {
-		second(little, threadsEach*was, pressed)
+		second(little, true, true)
 	}
-	second(little, was, lean)
+	second(little, false, false)
 
 	done := l.read()
-	second(10*much, was, whileReading) // is no load
+	second(10*much, false, false) // is no load
 	done()
-	second(0, was, lean)
+	for range calm - 1 {
+		second(0, false, true)
+	}
+	second(0, false, false)
 }

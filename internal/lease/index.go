@@ -57,11 +57,11 @@ type credential struct {
 	hash    string       // see terms; "": not asked for yet
 }
 
-// valueRefs are where the values of a credential are, a few as a rule: the newest last. A map would take seven times the
-// memory, and a collector goes through that of every credential.
+// valueRefs are where the values of a credential are, a few as a rule. A map would take seven times the memory, and a
+// collector goes through that of every credential.
 type valueRefs []store.RecordRef
 
-// of returns the one of a version; one without a digest, which nothing hashes to, where there is none.
+// of returns the one of a version; where there is none, one of nothing, which the store refuses.
 func (v valueRefs) of(version int) store.RecordRef {
 	if i := v.at(version); i >= 0 {
 		return v[i]
@@ -111,8 +111,8 @@ type credentialRecord struct {
 	SeededRest  []byte `json:"seeded_rest,omitempty"`
 }
 
-// share has what many credentials say be in memory once. Each of 100,000 had five strings of its own, which a collector goes
-// through one by one.
+// share makes equal texts of many credentials one string, of those at least that are read before the collector comes by.
+// Each of 100,000 had five of its own, which it goes through one by one.
 func (r *credentialRecord) share() {
 	r.Type, r.State = shared(r.Type), shared(r.State)
 	for i := range r.Versions {

@@ -250,7 +250,7 @@ func (r *snapReader) time() time.Time {
 	return time.Unix(0, n).UTC()
 }
 
-// ref is a reference to something of id's, as a rule; which it is, is what was written.
+// ref reads a reference. As a rule its ID is id, and then the same string.
 func (r *snapReader) ref(id string) (ref store.RecordRef) {
 	ref.Kind, ref.ID = store.Kind(r.known()), id
 	if b := r.take(r.num()); string(b) != id {
