@@ -12,7 +12,6 @@ import (
 	"github.com/rs/zerolog"
 
 	"keylease/internal/lease"
-	"keylease/internal/mask"
 	"keylease/internal/use"
 )
 
@@ -43,8 +42,7 @@ type proxy struct {
 	data   string
 
 	bounds  *webBounds
-	maskers *maskers
-	ways    *ways
+	leases  *passages
 	http    *http.Server
 	closing context.Context // ends when the daemon stops, and all uses with it
 	stop    context.CancelFunc
@@ -72,9 +70,8 @@ type proxySetup struct {
 
 func newProxy(o proxySetup) *proxy {
 	p := &proxy{ProxyOptions: o.ProxyOptions, broker: o.Broker, log: o.Log, called: o.Called, data: o.Data, now: o.Now, system: o.System != nil,
-		bounds: newWebBounds(o.Limits, o.Now), maskers: newMaskers(), writeTime: proxyWriteTime, bodyTime: proxyBodyTime}
+		bounds: newWebBounds(o.Limits, o.Now), leases: newPassages(newUpstreams(o.Roots, o.Egress)), writeTime: proxyWriteTime, bodyTime: proxyBodyTime}
 	p.admits, p.door = proxyDoors(o.System)
-	p.ways = newWays(o.Roots, o.Egress)
 	p.closing, p.stop = context.WithCancel(context.Background())
 	p.http = &http.Server{Handler: p, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		DisableGeneralOptionsHandler: true, ErrorLog: silent(o.Log), ConnContext: p.opened, ConnState: p.bounds.changed}
@@ -85,8 +82,8 @@ func newProxy(o proxySetup) *proxy {
 // passing is one request on its way.
 type passing struct {
 	*lease.Use
+	*passage
 	call   proxyCall
-	mask   *mask.Masker
 	in     *http.Request
 	w      *proxyWriter
 	body   *inBody // nil: none
@@ -136,7 +133,7 @@ func (p *proxy) passOn(w *proxyWriter, r *http.Request, c proxyCall, u *lease.Us
 	}
 	key := u.Value.Bytes()
 	var done func(ended bool)
-	t.mask, done = p.maskers.get(u.Lease.LeaseID, key)
+	t.passage, done = p.leases.get(u.Lease.LeaseID, key)
 	defer func() { done(u.Why() != "") }()
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()

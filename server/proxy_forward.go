@@ -24,7 +24,7 @@ func (p *proxy) forward(ctx context.Context, t *passing) {
 	}
 	var res *http.Response
 	if err == nil {
-		res, err = p.ways.send(out, t.Lease.Plan)
+		res, err = t.ways.send(out, t.Lease.Plan)
 	}
 	if err != nil {
 		p.failed(t, err)

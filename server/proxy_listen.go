@@ -165,6 +165,5 @@ func (p *proxy) closed() {
 	p.mu.Unlock()
 	p.serves.Wait()
 	p.told.Wait()
-	p.ways.close()
-	p.maskers.wipe()
+	p.leases.close()
 }

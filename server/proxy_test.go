@@ -30,7 +30,7 @@ func TestD6TheDialerAsksForTheAddressItself(t *testing.T) {
 	}
 	public := plan(use.Upstream{Service: "openai"})
 	local := plan(use.Upstream{URL: "http://" + l.Addr().String(), Header: "X-Key: {value}", Allow: []string{"* /**"}})
-	w := newWays(nil, nil)
+	w := ways{upstreams: newUpstreams(nil, nil)}
 	dial := func(p *use.Plan, to string) error {
 		u, err := url.Parse(to)
 		if err != nil {

@@ -24,14 +24,22 @@ var (
 	errRoots   = errors.New("no certificate authorities")
 )
 
-// ways are the connections to upstreams, which all leases of the same upstream share. No variable of the environment has a
-// say in them.
-type ways struct {
-	extra  []byte
+// upstreams says how all of them are reached. No variable of the environment has a say in it.
+type upstreams struct {
 	egress *url.URL
 	roots  func() (*x509.CertPool, error)
+}
 
-	mu  sync.Mutex // guards what follows
+func newUpstreams(extra []byte, egress *url.URL) *upstreams {
+	return &upstreams{egress: egress, roots: sync.OnceValues(func() (*x509.CertPool, error) { return authorities(extra) })}
+}
+
+// ways are the connections of one lease to its upstream. No two leases share any: what a service says beyond its answer
+// is read as the answer to the next request on that connection, which would be somebody else's.
+type ways struct {
+	*upstreams
+
+	mu  sync.Mutex // guards all
 	all map[way]*http.Transport
 }
 
@@ -39,12 +47,6 @@ type ways struct {
 type way struct {
 	scheme, host string
 	private      bool // the admin wrote that its address need not be public
-}
-
-func newWays(extra []byte, egress *url.URL) *ways {
-	w := &ways{extra: extra, egress: egress, all: map[way]*http.Transport{}}
-	w.roots = sync.OnceValues(func() (*x509.CertPool, error) { return authorities(extra) })
-	return w
 }
 
 // send sends one request to the upstream that it was made for. Redirects are handed back.
@@ -63,25 +65,44 @@ func (w *ways) to(to *url.URL, plan *use.Plan) (*http.Transport, error) {
 	if t := w.all[key]; t != nil {
 		return t, nil
 	}
-	t := &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 256, IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second,
+	t, err := w.transport(to, plan)
+	if err != nil {
+		return nil, err
+	}
+	if w.all == nil {
+		w.all = map[way]*http.Transport{}
+	}
+	w.all[key] = t
+	return t, nil
+}
+
+func (w *ways) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, t := range w.all {
+		t.CloseIdleConnections()
+	}
+}
+
+func (u *upstreams) transport(to *url.URL, plan *use.Plan) (*http.Transport, error) {
+	t := &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 64, IdleConnTimeout: leaseRest, TLSHandshakeTimeout: 10 * time.Second,
 		ResponseHeaderTimeout:  10 * time.Minute, // models think
 		MaxResponseHeaderBytes: 256 << 10, ForceAttemptHTTP2: true, WriteBufferSize: 16 << 10, ReadBufferSize: 16 << 10,
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second}} // one whose network is gone would swallow requests for minutes
 	if to.Scheme == "https" {
-		roots, err := w.roots()
+		roots, err := u.roots()
 		if err != nil {
 			return nil, err
 		}
 		t.TLSClientConfig = &tls.Config{RootCAs: roots, ServerName: to.Hostname(), MinVersion: tls.VersionTLS12}
 	}
 	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
-	if w.egress != nil && !plan.Private() {
-		t.Proxy = http.ProxyURL(w.egress) // which resolves the name; its own address is the admin's word
+	if u.egress != nil && !plan.Private() {
+		t.Proxy = http.ProxyURL(u.egress) // which resolves the name; its own address is the admin's word
 	} else {
 		dialer.ControlContext = func(_ context.Context, _, address string, _ syscall.RawConn) error { return allowed(plan, address) }
 	}
 	t.DialContext = dialer.DialContext
-	w.all[key] = t
 	return t, nil
 }
 
@@ -95,14 +116,6 @@ func allowed(plan *use.Plan, address string) error {
 		return fmt.Errorf("%w: %w", errAddress, err)
 	}
 	return nil
-}
-
-func (w *ways) close() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, t := range w.all {
-		t.CloseIdleConnections()
-	}
 }
 
 // bundles are where systems keep their authorities. SSL_CERT_FILE and SSL_CERT_DIR, which Go would ask, are whoever's

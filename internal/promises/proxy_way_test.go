@@ -120,3 +120,65 @@ func TestD6TheWayOutIsTheOperatorsChoice(t *testing.T) {
 	w.configure("proxy: {egress: \"socks://x\"}\n")
 	w.refused(2, "serve", "--http", "off")
 }
+
+// TestD6OneLeasesAnswersReachNoOther: a service that is an answer late on a connection, because it once said more than
+// one, gives its answers to whom they are not for. Where leases shared connections to it, one caller would read what
+// another was told, masked with the wrong key.
+func TestD6OneLeasesAnswersReachNoOther(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	w.must(err)
+	t.Cleanup(func() { _ = l.Close() })
+	var conns atomic.Int32
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conns.Add(1)
+			go func() {
+				defer conn.Close()
+				in, late := bufio.NewReader(conn), ""
+				for {
+					r, err := http.ReadRequest(in)
+					if err != nil {
+						return
+					}
+					answer := sized("", r.URL.Path+" "+r.Header.Get("Authorization"))
+					if late == "" {
+						late = answer
+					}
+					_, _ = io.WriteString(conn, late)
+					late = answer
+				}
+			}()
+		}
+	}()
+	w.seed(proxied("one", "http://"+l.Addr().String(), ""), proxied("two", "http://"+l.Addr().String(), ""))
+	leases := map[string]borrowed{}
+	for _, name := range []string{"claude", "codex"} {
+		a := w.agent(name)
+		for _, credential := range []string{"one", "two"} {
+			leases["/"+name+"-"+credential] = borrow(t, a, credential)
+		}
+	}
+	const rounds = 3
+	for range rounds {
+		for path, b := range leases {
+			got, err := b.get(path)
+			w.must(err)
+			if got.status != 200 || !strings.HasPrefix(got.body, path+" ") {
+				told, _, _ := strings.Cut(got.body, " ")
+				t.Errorf("%s was told %d, what was for %q", path, got.status, told)
+			}
+			if strings.Contains(got.body, keyOf("one")) || strings.Contains(got.body, keyOf("two")) {
+				t.Errorf("%s was told a key", path)
+			}
+		}
+	}
+	if n := int(conns.Load()); n != len(leases) {
+		t.Errorf("%d connections for %d requests by %d leases: each lease keeps its own", n, rounds*len(leases), len(leases))
+	}
+}
