@@ -114,7 +114,7 @@ type daemon struct {
 	ending    bool
 	greeting  map[net.Conn]func() // have not said hello yet: what ends them
 	conns     map[interface{ stop(why string) }]struct{}
-	wg        sync.WaitGroup // connections being served
+	wg        sync.WaitGroup // the doors, and the connections being served
 }
 
 // Serve runs the daemon until ctx ends, it is asked to hand over, or (Auto) nobody needs it. It holds Data/lock all
@@ -278,7 +278,7 @@ func (d *daemon) run(ctx context.Context, doors []door, web net.Listener) error 
 	})
 	background.Go(func() { d.watch(bg) })
 	for _, at := range doors {
-		background.Go(func() { d.accept(at) })
+		d.wg.Go(func() { d.accept(at) }) // counted too: whom it lets in at the last moment is waited for
 	}
 	if d.Ready != nil {
 		d.Ready(d.listening)

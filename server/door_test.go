@@ -123,6 +123,22 @@ func stopUnder(t *testing.T, work, longest time.Duration) {
 }
 
 // A relay says once, on stderr, that its token is no good.
+// A connection that is let in just as the daemon stops is one that the stop waits for. Only the race detector can tell.
+func TestAStopWaitsForWhoCameLast(t *testing.T) {
+	for range 40 {
+		p := shortDir(t)
+		stop := newHouse().open(t, Options{Paths: p})
+		conn, err := connect(context.Background(), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+		_ = conn.Close()
+	}
+}
+
 func TestABadTokenIsSaidOnStderrOnce(t *testing.T) {
 	_, p := openHouse(t)
 	var log lockedBuffer
